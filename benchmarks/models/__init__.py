@@ -1,0 +1,67 @@
+"""Image classifiers in Flax NNX, by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks.models.cnn import SmallCNN
+from benchmarks.models.resnet import PadShortcut, ProjectionShortcut, ResNet
+from benchmarks.models.wide_resnet import WideResNet
+
+__all__ = ["MODELS", "build", "parameter_count"]
+
+# The CIFAR ResNets take option A's shortcuts, as He et al. do on CIFAR; the wider ones option B's.
+_cifar_resnet = partial(ResNet, channels=(16, 32, 64), shortcut=PadShortcut)
+_wide_stem_resnet = partial(ResNet, channels=(64, 128, 256, 512), shortcut=ProjectionShortcut)
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "cnn": SmallCNN,
+    "resnet20": partial(_cifar_resnet, blocks=(3, 3, 3)),
+    "resnet32": partial(_cifar_resnet, blocks=(5, 5, 5)),
+    "resnet18": partial(_wide_stem_resnet, blocks=(2, 2, 2, 2)),
+    "resnet34": partial(_wide_stem_resnet, blocks=(3, 4, 6, 3)),
+    "wrn28-10": partial(WideResNet, depth=28, widening=10),
+    "wrn34-10": partial(WideResNet, depth=34, widening=10),
+}
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    width: float = 1.0,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """Builds a classifier that maps normalized NHWC images to float32 logits.
+
+    Args:
+        name: A key of ``MODELS``.
+        num_classes: The number of logits.
+        in_channels: The images' channels.
+        width: Multiplies the channels of every layer, to multiples of 4.
+        dtype: The compute dtype. Parameters, batch statistics and logits are float32 in any case.
+        rngs: The random streams of the initialization.
+
+    Returns:
+        The model in training mode; ``model.eval()`` makes it use its running batch statistics.
+
+    Raises:
+        ValueError: If ``name`` is unknown, or ``width`` is not positive.
+    """
+    if name not in MODELS:
+        raise ValueError(f"name={name!r}: no such model; choose one of {', '.join(MODELS)}")
+    if not width > 0:
+        raise ValueError(f"width={width}: pass a positive multiplier of the channel numbers")
+    return MODELS[name](
+        num_classes=num_classes, in_channels=in_channels, width=width, dtype=dtype, rngs=rngs
+    )
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """Counts the trainable numbers of a model, concrete or from ``nnx.eval_shape``."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

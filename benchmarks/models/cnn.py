@@ -1,0 +1,37 @@
+"""A small convolutional network for the digits, quick on a CPU."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks.models.layers import Classifier, batch_norm, conv, scale_channels
+
+
+class SmallCNN(nnx.Module):
+    """Three strided 3x3 convolutions with batch normalization and ReLU, then the classifier."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        width: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; ``benchmarks.models.build`` documents the arguments."""
+        small, middle, large = (scale_channels(c, width) for c in (16, 32, 64))
+        self.conv1 = conv(in_channels, small, stride=2, dtype=dtype, rngs=rngs)
+        self.norm1 = batch_norm(small, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(small, middle, stride=2, dtype=dtype, rngs=rngs)
+        self.norm2 = batch_norm(middle, dtype=dtype, rngs=rngs)
+        self.conv3 = conv(middle, large, stride=2, dtype=dtype, rngs=rngs)
+        self.norm3 = batch_norm(large, dtype=dtype, rngs=rngs)
+        self.classifier = Classifier(large, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps normalized ``(N, H, W, C)`` images to float32 logits."""
+        features = nnx.relu(self.norm1(self.conv1(images)))
+        features = nnx.relu(self.norm2(self.conv2(features)))
+        features = nnx.relu(self.norm3(self.conv3(features)))
+        return self.classifier(features)
