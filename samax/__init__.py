@@ -1,1 +1,52 @@
 """Sharpness-aware training for JAX, as Optax gradient transformations."""
+
+# Ascent parts: gradient -> perturbation.
+from samax.ascent import (
+    gradient_ema,
+    normalize,
+    perturb_only,
+    scale_by_abs_params,
+    scale_by_rho,
+    stochastic_rounding,
+    weights_only,
+)
+
+# Descent parts: clean and perturbed gradient -> direction.
+from samax.descent import (
+    adaptive_weight,
+    decoupled,
+    surrogate_gap,
+    threshold_rule,
+    weighted,
+)
+
+# Methods.
+from samax.methods import asam, decoupled_wsam, gsam, sam, samar, usam, vasso, wsam
+
+# The combinator that methods are made of.
+from samax.sharpness_aware import SharpnessMetrics, sharpness_aware
+
+__all__ = [
+    "SharpnessMetrics",
+    "adaptive_weight",
+    "asam",
+    "decoupled",
+    "decoupled_wsam",
+    "gradient_ema",
+    "gsam",
+    "normalize",
+    "perturb_only",
+    "sam",
+    "samar",
+    "scale_by_abs_params",
+    "scale_by_rho",
+    "sharpness_aware",
+    "stochastic_rounding",
+    "surrogate_gap",
+    "threshold_rule",
+    "usam",
+    "vasso",
+    "weighted",
+    "weights_only",
+    "wsam",
+]

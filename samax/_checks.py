@@ -1,0 +1,175 @@
+"""Argument checks: one clear error that names the argument, the value and the fix."""
+
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Scalar: TypeAlias = jax.typing.ArrayLike
+ScalarOrSchedule: TypeAlias = jax.typing.ArrayLike | optax.Schedule
+
+# Where a schedule is looked at when a transformation is built: every one of the first steps, where
+# warm-ups live, and then ever sparser ones.
+_PROBED_STEPS = np.unique(
+    np.concatenate([np.arange(2_000), np.geomspace(2_000, 1e7, 200)]).astype(np.int32)
+)
+
+
+def check_scalar(
+    name: str,
+    value: Scalar,
+    *,
+    low: float = 0.0,
+    high: float = np.inf,
+    include_low: bool = True,
+    include_high: bool = True,
+) -> Scalar:
+    """Returns `value` if it is one finite real number in the interval, which may be half open.
+
+    Traced values (a vmap over rho, `optax.inject_hyperparams`) have no value to check and pass.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    closed_high = include_high and np.isfinite(high)
+    interval = f"{'[' if include_low else '('}{low:g}, {high:g}{']' if closed_high else ')'}"
+    try:
+        number = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be a number in {interval}, got {value!r} of type {type(value).__name__}."
+        ) from None
+    if number.ndim:
+        raise TypeError(
+            f"{name} must be one number, got an array of shape {number.shape}; "
+            "use jax.vmap to train with several values at once."
+        )
+    above = number >= low if include_low else number > low
+    below = number <= high if include_high else number < high
+    if not (np.isfinite(number) and above and below):
+        raise ValueError(f"{name} must be finite and lie in {interval}, got {value}.")
+    return value
+
+
+def check_schedule(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
+    """Returns a non-negative finite number, or a schedule that has only such values, as it is.
+
+    Raises:
+      ValueError: if the number, or the schedule at a probed step, is negative or not finite.
+      TypeError: if it is neither a number nor a schedule of scalars.
+    """
+    if not callable(value):
+        return check_scalar(name, value)
+    with jax.ensure_compile_time_eval():
+        values = jax.vmap(value)(jnp.asarray(_PROBED_STEPS))
+    if isinstance(values, jax.core.Tracer):
+        return value
+    if values.shape != _PROBED_STEPS.shape:
+        raise TypeError(
+            f"The schedule {name} must map a step to one number, got an array of shape "
+            f"{values.shape[1:]}."
+        )
+    wrong = ~np.isfinite(values) | (np.asarray(values) < 0)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"The schedule {name} must stay finite and non-negative, got {values[first]} at step "
+            f"{_PROBED_STEPS[first]}; clip it, as in lambda step: jnp.maximum(0, schedule(step))."
+        )
+    return value
+
+
+def check_callable(name: str, value: object, signature: str) -> None:
+    """Raises a `TypeError` unless `value` can be called."""
+    if not callable(value):
+        raise TypeError(
+            f"{name} must be a function {signature}, got {value!r} of type {type(value).__name__}."
+        )
+
+
+def check_transformation(name: str, value: object) -> None:
+    """Raises a `TypeError` unless `value` is an Optax transformation (not its factory)."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(
+            f"{name} must be an Optax gradient transformation, got {value!r}; "
+            "call the factory first, as in samax.normalize()."
+        )
+
+
+def check_parameters(name: str, tree: Any) -> None:
+    """Raises unless all leaves of `tree` are real floating-point arrays, none masked."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_masked):
+        if _is_masked(leaf):
+            raise TypeError(
+                f"{name} holds an optax.MaskedNode at {_show(path)}: a sharpness-aware "
+                "transformation inside optax.masked, optax.partition or multi_transform sees only "
+                "a part of the tree, while the loss needs all of it. Put it outside, first in "
+                "optax.chain, and choose what is perturbed with samax.perturb_only(ascent, mask)."
+            )
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name} has a leaf of dtype {dtype} at {_show(path)}; only real floating-point "
+                "leaves can be trained. Filter the others out (equinox.is_inexact_array, "
+                "nnx.Param) before init and update."
+            )
+
+
+def check_same_tree(name: str, tree: Any, params: Any) -> None:
+    """Raises a `ValueError` unless `tree` has the structure and the shapes of `params`."""
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+        paths = {_show(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        wanted = {_show(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        differences = sorted(wanted ^ paths)[:3] or ["the types of its containers"]
+        raise ValueError(
+            f"{name} must be the same pytree as params; they differ in {', '.join(differences)}. "
+            f"Got {_summary(tree)}, params are {_summary(params)}."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(params), strict=True)
+    for (path, leaf), wanted_leaf in pairs:
+        if jnp.shape(leaf) != jnp.shape(wanted_leaf):
+            raise ValueError(
+                f"{name} has shape {jnp.shape(leaf)} at {_show(path)} where params have "
+                f"{jnp.shape(wanted_leaf)}."
+            )
+
+
+def check_scalar_loss(name: str, value: Any) -> None:
+    """Raises a `TypeError` unless `value` is one real number, such as a loss."""
+    fix = (
+        "Auxiliary output belongs to the clean pass, which is yours: drop it here, as in "
+        "lambda params: loss_fn(params)[0]."
+    )
+    if isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a scalar loss, got a {type(value).__name__}. {fix}")
+    if not _is_array(value) or jnp.shape(value) != ():
+        got = f"shape {jnp.shape(value)}" if _is_array(value) else f"a {type(value).__name__}"
+        raise TypeError(f"{name} must be a scalar loss, got {got}; reduce it, as in loss.mean().")
+
+
+def require_clean_gradient(rule: str, clean_grad: optax.Updates | None) -> optax.Updates:
+    """Returns the clean gradient that a descent rule needs."""
+    if clean_grad is None:
+        raise ValueError(
+            f"{rule} needs the clean gradient: use it as the descent of "
+            "samax.sharpness_aware(ascent, descent), or pass clean_grad= to update."
+        )
+    return clean_grad
+
+
+def _is_masked(leaf: object) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, (jax.Array, np.ndarray, np.generic, float, int))
+
+
+def _show(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path) or "the root"
+
+
+def _summary(tree: Any) -> str:
+    text = str(jax.tree.structure(tree))
+    return text if len(text) <= 200 else text[:197] + "..."
