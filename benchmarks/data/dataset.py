@@ -1,5 +1,7 @@
-"""The one form in which every image data set reaches the benchmarks."""
+"""The one form in which every image data set reaches the benchmarks, and where it comes from."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,17 +33,30 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
 
 
+class Layout(NamedTuple):
+    """A way in which a data set lies in a folder.
+
+    Attributes:
+        description: The files expected, for error messages.
+        subfolders: Where the files lie when the user names the folder's parent.
+        matches: Whether a folder holds at least one of the files.
+        load: Reads a folder that matches; missing or damaged files are its errors.
+    """
+
+    description: str
+    subfolders: tuple[str, ...]
+    matches: Callable[[Path], bool]
+    load: Callable[[Path], Dataset]
+
+
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns the mean and standard deviation of each channel of uint8 images scaled to [0, 1]."""
-    means, stds = [], []
-    for channel in range(images.shape[-1]):
-        # Moments of the 256 grey levels: exact, and no float copy of the images.
-        levels = np.arange(256) / 255
-        weights = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., 0].size
-        mean = float(weights @ levels)
-        means.append(mean)
-        stds.append(float(np.sqrt(weights @ (levels - mean) ** 2)))
-    return tuple(means), tuple(stds)
+    # Sums with a float64 accumulator: no float copy of the images.
+    pixels = images[..., 0].size
+    mean = np.einsum("nhwc->c", images, dtype=np.float64) / pixels
+    square = np.einsum("nhwc,nhwc->c", images, images, dtype=np.float64) / pixels
+    std = np.sqrt(np.maximum(square - mean**2, 0))  # rounding can make a zero negative
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 def make_dataset(

@@ -79,9 +79,9 @@ def corrupt_labels(labels: np.ndarray, rate: float, num_classes: int, seed: int)
     """Replaces a fraction of the labels by wrong ones: symmetric label noise.
 
     Exactly ``round(rate * n)`` labels, chosen uniformly without replacement, become a class drawn
-    uniformly from the ``num_classes - 1`` others, so ``rate`` is the share of wrong labels. Foret et
-    al. 2021 (arXiv 2010.01412, section 3.3) flip "a fraction of the training set's labels" at random
-    without saying whether a flip may return the same class. Some of the label-noise literature
+    uniformly from the ``num_classes - 1`` others, so ``rate`` is the share of wrong labels. Foret
+    et al. 2021 (arXiv 2010.01412, section 3.3) flip a fraction of the training labels at random
+    and leave open whether a flip may return the same class. Part of the label-noise literature
     draws from all classes, which leaves only ``rate * (1 - 1 / num_classes)`` of the labels wrong:
     40 % here compares with 44.4 % there on ten classes.
 

@@ -1,0 +1,92 @@
+"""CIFAR in Parquet files with the columns of the Hugging Face exports."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+from PIL import Image
+
+from benchmarks.data.dataset import Dataset, Layout, make_dataset
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+CIFAR100_CLASSES = tuple(f"class {label}" for label in range(100))
+DESCRIPTION = (
+    "Parquet files train-*.parquet and test-*.parquet with the columns of the Hugging Face export "
+    "uoft-cs/cifar10 (img: struct of bytes and path, label) or cifar100 (img, fine_label)"
+)
+JPEG_START = b"\xff\xd8"
+
+
+def _read_split(folder: Path, split: str) -> tuple[list[bytes], np.ndarray, tuple[str, ...]]:
+    """Reads the encoded images, the labels and the class names of one split."""
+    paths = sorted(folder.glob(f"{split}*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no {split}*.parquet; expected {DESCRIPTION}")
+    encoded: list[bytes] = []
+    labels = []
+    for path in paths:
+        try:
+            schema = pyarrow.parquet.read_schema(path)
+            column = "fine_label" if "fine_label" in schema.names else "label"
+            table = pyarrow.parquet.read_table(path, columns=["img", column])
+            encoded += pyarrow.compute.struct_field(table["img"], "bytes").to_pylist()
+            labels.append(table[column].to_numpy())
+        except (pyarrow.ArrowException, KeyError, OSError) as error:
+            raise ValueError(f"{path}: not readable ({error}); expected {DESCRIPTION}") from error
+    names = CIFAR100_CLASSES if column == "fine_label" else CIFAR10_CLASSES
+    merged = np.concatenate(labels)
+    if not np.all((merged >= 0) & (merged < len(names))):
+        raise ValueError(
+            f"{paths[0]}: column {column!r} has values outside 0..{len(names) - 1}; "
+            f"expected {DESCRIPTION}"
+        )
+    return encoded, merged, names
+
+
+def _decode(encoded: list[bytes], where: str) -> np.ndarray:
+    """Decodes JPEG or PNG images into one uint8 array of shape (N, H, W, 3)."""
+    images = []
+    for row, content in enumerate(encoded):
+        try:
+            with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
+                images.append(np.asarray(image.convert("RGB")))
+            if images[row].shape != images[0].shape:
+                raise ValueError(f"shape {images[row].shape}, the first has {images[0].shape}")
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where}: image {row} is not usable ({error}); expected {DESCRIPTION}"
+            ) from error
+    return np.stack(images)
+
+
+def _load(folder: Path) -> Dataset:
+    train_encoded, train_labels, names = _read_split(folder, "train")
+    test_encoded, test_labels, _ = _read_split(folder, "test")
+    train = (_decode(train_encoded, f"{folder}/train*.parquet"), train_labels)
+    test = (_decode(test_encoded, f"{folder}/test*.parquet"), test_labels)
+    # JPEG loses detail, which makes the task harder than the original pixels: results must say so.
+    is_jpeg = any(content.startswith(JPEG_START) for content in train_encoded + test_encoded)
+    name = f"cifar{len(names)}" + ("-jpeg" if is_jpeg else "")
+    return make_dataset(name, train, test, names)
+
+
+PARQUET = Layout(
+    description=DESCRIPTION,
+    subfolders=("plain_text", "cifar100"),
+    matches=lambda folder: any(folder.glob("*.parquet")),
+    load=_load,
+)
