@@ -1,0 +1,76 @@
+"""A run's checkpoints: the training state with the run's history, saved by Orbax each epoch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from benchmarks.records import check_config
+
+
+class Checkpoints:
+    """Checkpoints of one run in one folder; use as a context manager.
+
+    Orbax writes a checkpoint aside and renames it, so a run that is killed at any moment finds
+    the last complete one.
+
+    Args:
+        folder: Created if missing.
+        config: The run's configuration; a checkpoint of another one is refused.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        self._folder = folder
+        self._config = config
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def save(self, epoch: int, state: Any, history: dict[str, Any]) -> None:
+        """Saves the state after `epoch` epochs and the run's history until then."""
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.tree.leaves(state)),
+            run=ocp.args.JsonSave({"config": self._config, "history": history}),
+        )
+        self._manager.save(epoch, args=arguments)
+
+    def restore(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Returns the last saved state and history, or None where nothing was saved.
+
+        Args:
+            state: A state of this run's structure, shapes and dtypes; its values are not used.
+
+        Raises:
+            ValueError: The checkpoint belongs to another configuration.
+        """
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        run = self._manager.restore(epoch, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+        check_config(run["run"]["config"], self._config, self._folder)
+        leaves, structure = jax.tree.flatten(state)
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
+        saved = self._manager.restore(
+            epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        )
+        return jax.tree.unflatten(structure, saved["state"]), run["run"]["history"]
+
+    def delete(self) -> None:
+        """Removes the folder, once the run is recorded."""
+        self._manager.close()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,129 @@
+"""Trains an image classifier with several optimizers and shows which one generalizes better.
+
+    python -m benchmarks.cifar
+    python -m benchmarks.cifar --data path/to/cifar10 --model resnet18 --methods sgd,sgd@2,sam,samar
+
+The results go to `--out`: one JSON record a run, a CSV, a table and figures. A run that was
+interrupted continues when the command is repeated; a finished one is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from benchmarks import data, report
+from benchmarks.experiment import Comparison, Settings
+from benchmarks.methods import METHODS, MethodSpec, parse_methods
+from benchmarks.models import MODELS
+from benchmarks.progress import Progress
+
+_SUBSET_SEED = 0  # one subset for all runs: seeds vary the training, not the task
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cifar",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", default="digits", help="a data set's name or the path of its files")
+    add("--train-images", type=int, help="a class-balanced subset of the training images")
+    add("--test-images", type=int, help="a class-balanced subset of the test images")
+    add("--fraction", type=float, default=1.0, help="the share of training images to keep")
+    add("--label-noise", type=float, default=0.0, help="the share of training labels made wrong")
+    add("--model", default="cnn", choices=MODELS)
+    add("--width", type=float, default=1.0, help="multiplies the model's channels")
+    add("--bfloat16", action="store_true", help="compute in bfloat16 with float32 parameters")
+    add(
+        "--methods",
+        default="sgd,sam,samar",
+        help="names, with settings after colons (sam:rho=0.1) and a multiple of the epochs after "
+        f"an @ (sgd@2), separated by commas; of {', '.join(METHODS)}",
+    )
+    add("--seeds", type=int, default=3, help="runs of each method")
+    add("--seed-start", type=int, default=0, help="the first seed")
+    add("--epochs", type=int, default=20)
+    add("--batch-size", type=int, default=256)
+    add("--lr", type=float, default=0.1, help="the learning rate at the start of its cosine")
+    add("--weight-decay", type=float, default=5e-4)
+    add("--label-smoothing", type=float, default=0.0)
+    add("--out", type=Path, help="the results' folder; by default runs/DATA-MODEL")
+    arguments = parser.parse_args(argv)
+    for name in ("seeds", "epochs", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be 1 or more, got {getattr(arguments, name)}."
+            )
+    for name, low, high in (
+        ("lr", 0, float("inf")),
+        ("weight_decay", 0, float("inf")),
+        ("label_smoothing", 0, 1),
+    ):
+        value = getattr(arguments, name)
+        if not low <= value < high:
+            raise ValueError(f"--{name.replace('_', '-')} must be in [{low}, {high}), got {value}.")
+    return arguments
+
+
+def load(arguments: argparse.Namespace) -> data.Dataset:
+    """Returns the data set that the arguments ask for, cut to size."""
+    dataset = data.load(arguments.data)
+    dataset = data.take_fraction(dataset, arguments.fraction, seed=_SUBSET_SEED)
+    return data.take(dataset, arguments.train_images, arguments.test_images, seed=_SUBSET_SEED)
+
+
+def compare(arguments: argparse.Namespace, specs: list[MethodSpec]) -> None:
+    """Runs every method with every seed, writes the report and prints its tables."""
+    dataset = load(arguments)
+    count = len(dataset.train_labels)
+    if arguments.batch_size > count:
+        print(f"--batch-size {arguments.batch_size} is more than the {count} images: using {count}")
+    settings = Settings(
+        model=arguments.model,
+        width=arguments.width,
+        epochs=arguments.epochs,
+        batch_size=min(arguments.batch_size, count),
+        lr=arguments.lr,
+        weight_decay=arguments.weight_decay,
+        label_smoothing=arguments.label_smoothing,
+        label_noise=arguments.label_noise,
+        bfloat16=arguments.bfloat16,
+    )
+    folder = arguments.out or Path("runs") / f"{dataset.name}-{arguments.model}"
+    comparison = Comparison(dataset, settings, folder)
+    seeds = range(arguments.seed_start, arguments.seed_start + arguments.seeds)
+    work = sum(METHODS[spec.name].gradients * spec.epoch_factor for spec in specs)
+    with Progress(work * arguments.epochs * len(seeds)) as progress:
+        for seed in seeds:  # seeds outside: a stop leaves whole comparisons
+            for spec in specs:
+                comparison.run(spec, seed, progress)
+    print(report.write(folder))
+    print(f"Results and figures: {folder}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    try:
+        arguments = parse_arguments(argv)
+        compare(arguments, parse_methods(arguments.methods))
+    except KeyboardInterrupt:
+        command = shlex.join(sys.argv[1:] if argv is None else argv)
+        print(
+            "\nStopped. The last whole epoch is saved; to continue, repeat\n"
+            f"  python -m benchmarks.cifar {command}".rstrip(),
+            file=sys.stderr,
+        )
+        return 130
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

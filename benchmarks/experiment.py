@@ -1,0 +1,263 @@
+"""One training run from its configuration to its record, resumable at every epoch."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from benchmarks import models, records
+from benchmarks.checkpoints import Checkpoints
+from benchmarks.data import Dataset, corrupt_labels
+from benchmarks.methods import METHODS, MethodSpec, parse_method
+from benchmarks.progress import Progress
+from benchmarks.training import Recipe, Trainer
+
+MOMENTUM = 0.9
+LAST_EPOCHS = 10
+_TRAINING_STREAM = 0x7472_6169  # keeps the training keys apart from those of the initialization
+
+
+class Settings(NamedTuple):
+    """What the runs of a comparison have in common."""
+
+    model: str
+    width: float
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    label_smoothing: float
+    label_noise: float
+    bfloat16: bool
+
+
+class Comparison:
+    """Runs methods and seeds on one data set; programs and device data are shared between seeds.
+
+    Args:
+        dataset: The images to train and test on, already cut to size.
+        settings: What all runs have in common.
+        folder: Where records and checkpoints go.
+
+    Raises:
+        ValueError: The folder holds records of another comparison.
+    """
+
+    def __init__(self, dataset: Dataset, settings: Settings, folder: Path):
+        self._dataset = dataset
+        self._settings = settings
+        self._folder = folder
+        self._trainers: dict[str, Trainer] = {}
+        self._crc32 = _crc32(dataset)
+        shared = records.shared_config(self.config(parse_method("sgd"), 0))
+        for path, record in records.read_records(folder).items():
+            records.check_config(records.shared_config(record["config"]), shared, path)
+        # In evaluation mode the training set is sampled: as many images as there are test images.
+        count = min(len(dataset.train_labels), len(dataset.test_labels))
+        rng = np.random.default_rng(0)
+        self._sample = np.sort(rng.permutation(len(dataset.train_labels))[:count])
+        self._train_images, self._sample_images, self._test_images, self._test_labels = (
+            jax.device_put(
+                (
+                    dataset.train_images,
+                    dataset.train_images[self._sample],
+                    dataset.test_images,
+                    dataset.test_labels,
+                )
+            )
+        )
+
+    def config(self, spec: MethodSpec, seed: int) -> dict[str, Any]:
+        """Returns all that decides a run's numbers, as JSON types."""
+        settings = self._settings._asdict()
+        data = self._dataset
+        config = {
+            "dataset": data.name,
+            "data_crc32": self._crc32,
+            "train_images": len(data.train_labels),
+            "test_images": len(data.test_labels),
+            "num_classes": data.num_classes,
+            "augmentation": "crop and flip" if _flips(data) else "crop",
+            **settings,
+            "momentum": MOMENTUM,
+            "method": spec.label,
+            "epoch_factor": spec.epoch_factor,
+            "hyperparameters": spec.hyperparameters,
+            "seed": seed,
+        }
+        return json.loads(json.dumps(config))
+
+    def run(self, spec: MethodSpec, seed: int, progress: Progress) -> records.Record:
+        """Trains one method with one seed, from its last checkpoint if there is one.
+
+        Returns:
+            The record, which is also written to `folder`; a finished run's is only read.
+
+        Raises:
+            ValueError: The folder holds this run with another configuration.
+        """
+        config = self.config(spec, seed)
+        name = f"{spec.label.replace(':', '_')}_seed{seed}"
+        path = self._folder / "runs" / f"{name}.json"
+        work = METHODS[spec.name].gradients
+        if path.exists():
+            record = records.read_record(path)
+            records.check_config(record["config"], config, path)
+            progress.skip(work * config["epochs"] * spec.epoch_factor)
+            return record
+        with Checkpoints(self._folder / "checkpoints" / name, config) as checkpoints:
+            record = self._train(spec, config, checkpoints, progress)
+            records.write_record(path, record)
+            checkpoints.delete()
+        return record
+
+    def _train(
+        self,
+        spec: MethodSpec,
+        config: dict[str, Any],
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ) -> records.Record:
+        seed, epochs = config["seed"], config["epochs"] * spec.epoch_factor
+        trainer = self._trainer(spec)
+        state = trainer.init(seed)
+        history: dict[str, Any] = {"resumed_after_epochs": [], "epochs": []}
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state, history = restored
+            history["resumed_after_epochs"].append(len(history["epochs"]))
+        train_labels = corrupt_labels(
+            self._dataset.train_labels, config["label_noise"], config["num_classes"], seed
+        )
+        labels = jnp.asarray(train_labels)
+        sample_labels = jnp.asarray(train_labels[self._sample])
+        key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
+        first = len(history["epochs"])
+        progress.start(f"{spec.label} seed {seed}", epochs, METHODS[spec.name].gradients, first)
+        trainer.compile(state, self._train_images, labels)
+        for epoch in range(first, epochs):
+            wall, cpu = time.perf_counter(), time.process_time()
+            epoch_key = jax.random.fold_in(key, epoch)
+            state, metrics = trainer.train_epoch(
+                state, self._train_images, labels, epoch_key, progress.step
+            )
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            test = trainer.evaluate(state, self._test_images, self._test_labels)
+            sample = trainer.evaluate(state, self._sample_images, sample_labels)
+            entry = {
+                "epoch": epoch + 1,
+                "lr": float(self._schedule(spec)(epoch * self._steps)),
+                **_epoch_means(metrics),
+                "train_eval_loss": sample["loss"],
+                "train_eval_top1": sample["top1"],
+                **{f"test_{name}": value for name, value in test.items()},
+                "wall_seconds": wall,
+                "compute_seconds": cpu if jax.default_backend() == "cpu" else wall,
+            }
+            history["epochs"].append(entry)
+            checkpoints.save(epoch + 1, state, history)
+            progress.epoch(entry)
+        return {
+            "format": records.FORMAT,
+            "config": config,
+            "versions": records.versions(),
+            "hardware": records.hardware(),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "steps_per_epoch": self._steps,
+            "compile_seconds": trainer.compile_seconds,
+            **history,
+            "final": final_metrics(history["epochs"]),
+        }
+
+    @property
+    def _steps(self) -> int:
+        return len(self._dataset.train_labels) // self._settings.batch_size
+
+    def _schedule(self, spec: MethodSpec) -> optax.Schedule:
+        epochs = self._settings.epochs * spec.epoch_factor
+        return optax.cosine_decay_schedule(self._settings.lr, epochs * self._steps)
+
+    def _trainer(self, spec: MethodSpec) -> Trainer:
+        if spec.label not in self._trainers:
+            settings, data = self._settings, self._dataset
+            dtype = jnp.bfloat16 if settings.bfloat16 else jnp.float32
+
+            def build_model(seed: int) -> nnx.Module:
+                return models.build(
+                    settings.model,
+                    num_classes=data.num_classes,
+                    in_channels=data.train_images.shape[-1],
+                    width=settings.width,
+                    dtype=dtype,
+                    rngs=nnx.Rngs(seed),
+                )
+
+            # The decay joins the gradient after the method, so that no ascent contains it.
+            tx = optax.chain(
+                spec.build(),
+                optax.add_decayed_weights(settings.weight_decay),
+                optax.sgd(self._schedule(spec), momentum=MOMENTUM),
+            )
+            recipe = Recipe(
+                settings.batch_size,
+                data.mean,
+                data.std,
+                _flips(data),
+                settings.label_smoothing,
+                dtype,
+            )
+            self._trainers[spec.label] = Trainer(build_model, tx, recipe)
+        return self._trainers[spec.label]
+
+
+def final_metrics(epochs: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns the last epoch's test metrics, the last ten epochs' means, and the gap of the two.
+
+    The training accuracy is that of evaluation mode without augmentation, on the labels that the
+    run was trained with: the noisy ones, where there is label noise.
+    """
+    last = epochs[-LAST_EPOCHS:]
+    means = {
+        name: float(np.mean([entry[name] for entry in last]))
+        for name in ("test_top1", "train_eval_top1", "test_loss", "train_eval_loss")
+    }
+    return {
+        "test_top1": epochs[-1]["test_top1"],
+        "test_top5": epochs[-1]["test_top5"],
+        "test_loss": epochs[-1]["test_loss"],
+        **{f"last10_{name}": value for name, value in means.items()},
+        "generalization_gap": means["train_eval_top1"] - means["test_top1"],
+    }
+
+
+def _epoch_means(metrics: dict[str, np.ndarray]) -> dict[str, float]:
+    means = {name: float(np.mean(values, dtype=np.float64)) for name, values in metrics.items()}
+    if "adaptive_weight" in metrics:
+        means["adaptive_weight_last"] = float(metrics["adaptive_weight"][-1])
+        means["sharpness_ratio_last"] = float(metrics["sharpness_ratio"][-1])
+    return means
+
+
+def _flips(dataset: Dataset) -> bool:
+    return dataset.name != "digits"  # a mirrored digit is no digit
+
+
+def _crc32(dataset: Dataset) -> int:
+    crc = 0
+    for array in (
+        dataset.train_images,
+        dataset.train_labels,
+        dataset.test_images,
+        dataset.test_labels,
+    ):
+        crc = zlib.crc32(np.ascontiguousarray(array), crc)
+    return crc

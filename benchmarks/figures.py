@@ -1,0 +1,225 @@
+"""The figures of a comparison: what a reader should see before reading any number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.records import Record
+
+Runs = dict[str, dict[int, Record]]
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; SGD is the grey reference.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#6A3D9A")
+_STYLE = {
+    "figure.dpi": 130,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> None:
+    """Writes the comparison's PNG files to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context(_STYLE):
+        drawings = {
+            "accuracy": _accuracy(runs, title),
+            "learning_curves": _learning_curves(runs, title),
+            "accuracy_against_time": _against_time(runs, title, equal_time),
+        }
+        adaptive = {
+            label: seeds
+            for label, seeds in runs.items()
+            if "adaptive_weight" in next(iter(seeds.values()))["epochs"][0]
+        }
+        if adaptive:
+            drawings["samar"] = _adaptive(adaptive, title)
+        for name, figure in drawings.items():
+            figure.savefig(folder / f"{name}.png", bbox_inches="tight", facecolor="white")
+            plt.close(figure)
+
+
+def _accuracy(runs: Runs, title: str) -> Figure:
+    """Last-10 test accuracy and generalization gap of each method, one dot a seed."""
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9, 1.4 + 0.42 * len(runs)), sharey=True, layout="constrained"
+    )
+    panels = (
+        ("last10_test_top1", "test top-1 (%), mean of the last 10 epochs"),
+        ("generalization_gap", "generalization gap (points), train - test"),
+    )
+    for axis, (name, label) in zip(axes, panels, strict=True):
+        for row, (method, seeds) in enumerate(runs.items()):
+            values = 100 * np.array([record["final"][name] for record in seeds.values()])
+            colour = _colour(method, runs)
+            axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
+            error = values.std(ddof=1) if len(values) > 1 else 0
+            axis.errorbar(values.mean(), row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
+            axis.annotate(
+                f"{values.mean():.2f}",
+                (values.mean(), row),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                color=colour,
+            )
+            if method == "sgd":
+                axis.axvline(values.mean(), color="0.6", lw=1, ls=":")
+        axis.set_xlabel(label)
+        axis.margins(x=0.12)
+        axis.set_ylim(len(runs) - 0.4, -0.75)
+    axes[0].set_yticks(range(len(runs)), list(runs))
+    figure.suptitle(
+        _wrapped(title + "\ndiamond: mean ± standard deviation over seeds"), fontsize=10
+    )
+    return figure
+
+
+def _learning_curves(runs: Runs, title: str) -> Figure:
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    panels = (
+        ("test_top1", "test top-1 (%)", 100),
+        ("train_eval_top1", "train top-1 (%), evaluation mode", 100),
+        ("test_loss", "test loss (nats)", 1),
+    )
+    for axis, (name, label, scale) in zip(axes, panels, strict=True):
+        curves = {}
+        for method, seeds in runs.items():
+            values = scale * _matrix(seeds, name)
+            curves[method] = values
+            epochs = np.arange(1, values.shape[1] + 1)
+            _band(axis, np.broadcast_to(epochs, values.shape), values, method, runs)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+        _zoom(axis, curves)
+    _legend(figure, axes[0])
+    figure.suptitle(_wrapped(title + "; mean and standard deviation over seeds"), fontsize=10)
+    return figure
+
+
+def _against_time(runs: Runs, title: str, equal_time: float | None) -> Figure:
+    figure, axis = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
+    curves = {}
+    for method, seeds in runs.items():
+        times = np.cumsum(_matrix(seeds, "compute_seconds"), axis=1)
+        curves[method] = 100 * _matrix(seeds, "test_top1")
+        _band(axis, times, curves[method], method, runs, end_marker=True)
+    _zoom(axis, curves)
+    backend = next(iter(next(iter(runs.values())).values()))["hardware"]["backend"]
+    clock = "CPU" if backend == "cpu" else "wall-clock"
+    if equal_time is not None:
+        axis.axvline(equal_time, color="0.4", lw=1, ls=":")
+        axis.annotate(
+            " equal time",
+            (equal_time, 0.02),
+            xycoords=("data", "axes fraction"),
+            fontsize=8.5,
+            color="0.3",
+        )
+    axis.set_xlim(left=0)
+    axis.set_xlabel(f"training time ({clock} seconds, without compilation and evaluation)")
+    axis.set_ylabel("test top-1 (%)")
+    _legend(figure, axis)
+    figure.suptitle(_wrapped(title + "; a dot ends a run", 90), fontsize=10)
+    return figure
+
+
+def _adaptive(runs: Runs, title: str) -> Figure:
+    figure, axes = plt.subplots(2, 1, figsize=(8.5, 5.6), sharex=True, layout="constrained")
+    panels = (
+        ("adaptive_weight", r"weight $\lambda_k$ (epoch mean)"),
+        ("sharpness_ratio", r"ratio $r_k$ (epoch mean)"),
+    )
+    for axis, (name, label) in zip(axes, panels, strict=True):
+        for method, seeds in runs.items():
+            values = _matrix(seeds, name)
+            epochs = np.broadcast_to(np.arange(1, values.shape[1] + 1), values.shape)
+            _band(axis, epochs, values, method, runs, seeds_too=True)
+        axis.axhline(1, color="0.4", lw=1, ls=":")
+        axis.set_ylabel(label)
+    axes[0].set_title(r"dotted: $\lambda = 1$ is SAM, 0 the base optimizer", fontsize=9, loc="left")
+    axes[1].set_title(r"dotted: equally sharp; above it $\lambda$ grows", fontsize=9, loc="left")
+    axes[1].set_xlabel("epoch")
+    _legend(figure, axes[0])
+    figure.suptitle(_wrapped(title + "; thin lines: seeds", 90), fontsize=10)
+    return figure
+
+
+def _matrix(seeds: dict[int, Record], name: str) -> np.ndarray:
+    """Returns one quantity by seed and epoch; missing values are NaN."""
+    rows = [[entry.get(name) for entry in record["epochs"]] for record in seeds.values()]
+    return np.array(rows, dtype=float)
+
+
+def _band(
+    axis: Axes,
+    x: np.ndarray,
+    values: np.ndarray,
+    method: str,
+    runs: Runs,
+    *,
+    end_marker: bool = False,
+    seeds_too: bool = False,
+) -> None:
+    """Draws the mean over seeds with a band of one standard deviation."""
+    colour = _colour(method, runs)
+    mean, x = values.mean(0), x.mean(0)
+    reference = method.startswith("sgd")
+    axis.plot(
+        x, mean, color=colour, label=method, lw=1.8, ls="--" if "@" in method else "-",
+        zorder=3 if reference else 2,
+    )  # fmt: skip
+    if len(values) > 1:
+        deviation = values.std(0, ddof=1)
+        axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.12, lw=0)
+    if seeds_too:
+        axis.plot(x, values.T, color=colour, lw=0.6, alpha=0.5)
+    if end_marker:
+        axis.plot(x[-1], mean[-1], "o", color=colour, ms=6, zorder=4)
+
+
+def _zoom(axis: Axes, curves: dict[str, np.ndarray]) -> None:
+    """Cuts off the first third of training, where all curves look alike and fill the axis."""
+    late = [values[:, values.shape[1] // 3 :] for values in curves.values()]
+    low = min(float(np.nanmin(values)) for values in late)
+    high = max(float(np.nanmax(values)) for values in late)
+    margin = 0.06 * (high - low) or 1
+    axis.set_ylim(low - margin, high + margin)
+
+
+def _colour(method: str, runs: Runs) -> str:
+    if method.startswith("sgd"):
+        return "0.15" if method == "sgd" else "0.5"
+    others = [label for label in runs if not label.startswith("sgd")]
+    return _COLOURS[others.index(method) % len(_COLOURS)]
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+
+
+def _wrapped(text: str, width: int = 110) -> str:
+    lines = []
+    for line in text.split("\n"):
+        while len(line) > width:
+            cut = line.rfind(", ", 0, width)
+            if cut < 0:
+                break
+            lines.append(line[: cut + 1])
+            line = line[cut + 2 :]
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""The methods that the benchmarks compare: a name, a factory and hyper-parameters with their source.
+
+A method is written as ``name[:key=value...][@factor]``: ``sam``, ``sam:rho=0.1``, ``sgd@2``. The
+factor multiplies the epochs, so that ``sgd@2`` is SGD given the number of gradients that SAM uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import optax
+
+import samax
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A gradient transformation that precedes the base optimizer, with its default settings.
+
+    Attributes:
+        factory: Builds the transformation from the hyper-parameters by name.
+        defaults: The hyper-parameters used where the user names none.
+        source: Where the defaults come from.
+        gradients: Gradient evaluations a step, by which remaining time is estimated.
+    """
+
+    factory: Callable[..., optax.GradientTransformation]
+    defaults: Mapping[str, float]
+    source: str
+    gradients: int = 2
+
+
+METHODS: dict[str, Method] = {
+    "sgd": Method(optax.identity, {}, "the base optimizer alone", gradients=1),
+    "sam": Method(samax.sam, {"rho": 0.05}, "arXiv 2010.01412, CIFAR-10"),
+    "usam": Method(samax.usam, {"rho": 0.05}, "SAM's rho: the two agree where the norm is 1"),
+    "asam": Method(samax.asam, {"rho": 0.5, "t0": 0.01}, "arXiv 2102.11600, CIFAR-10"),
+    "vasso": Method(samax.vasso, {"rho": 0.05, "theta": 0.4}, "arXiv 2309.15639, rho as SAM's"),
+    "wsam": Method(samax.wsam, {"rho": 0.05, "gamma": 0.9}, "the authors' released defaults"),
+    "gsam": Method(samax.gsam, {"rho": 0.05, "alpha": 0.4}, "the authors' released defaults"),
+    "samar": Method(samax.samar, {"rho": 0.05}, "SAM's rho, samax's adaptive rule"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSpec:
+    """One row of a comparison: a method, its hyper-parameters and a multiple of the epochs."""
+
+    label: str
+    name: str
+    hyperparameters: dict[str, float]
+    epoch_factor: int = 1
+
+    def build(self) -> optax.GradientTransformation:
+        """Returns the transformation to put first in the optimizer's chain.
+
+        Raises:
+            ValueError: A hyper-parameter has an unknown name or an invalid value.
+        """
+        track = {} if self.name == "sgd" else {"track": True}
+        try:
+            return METHODS[self.name].factory(**self.hyperparameters, **track)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Method {self.label!r} cannot be built: {error}") from error
+
+
+def parse_method(text: str) -> MethodSpec:
+    """Reads one method in the notation ``name[:key=value...][@factor]``.
+
+    Args:
+        text: For example ``"sam"``, ``"vasso:rho=0.1:theta=0.2"`` or ``"sgd@2"``.
+
+    Returns:
+        The method, whose label is ``text`` without spaces.
+
+    Raises:
+        ValueError: The name is unknown, or a setting or the factor cannot be read.
+    """
+    label = "".join(text.split())
+    body, _, factor = label.partition("@")
+    name, *settings = body.split(":")
+    if name not in METHODS:
+        raise ValueError(f"Unknown method {name!r}; the methods are {', '.join(METHODS)}.")
+    if factor and (not factor.isdigit() or int(factor) < 1):
+        raise ValueError(f"Method {label!r}: '@{factor}' must be '@' and a whole number above 0.")
+    hyperparameters = dict(METHODS[name].defaults)
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        try:
+            hyperparameters[key] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"Method {label!r}: {setting!r} must be key=number, as in sam:rho=0.1."
+            ) from None
+    return MethodSpec(label, name, hyperparameters, int(factor or 1))
+
+
+def parse_methods(text: str) -> list[MethodSpec]:
+    """Reads a comma-separated list of methods, in the order given.
+
+    Raises:
+        ValueError: As `parse_method`; also for an empty list or a method named twice.
+    """
+    specs = [parse_method(part) for part in text.split(",") if part.strip()]
+    labels = [spec.label for spec in specs]
+    if not specs or len(set(labels)) < len(labels):
+        raise ValueError(f"--methods {text!r} must name at least one method, and none twice.")
+    return specs

@@ -1,0 +1,296 @@
+"""Tables and figures of a comparison, made from its JSON records alone.
+
+python -m benchmarks.report DIR [DIR ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import figures
+from benchmarks.methods import METHODS, parse_method
+from benchmarks.records import Record, check_config, read_records, shared_config, write_text
+
+BASELINE = "sgd"
+DOUBLED = "sgd@2"
+
+Runs = dict[str, dict[int, Record]]
+"""Records by method label and seed."""
+
+_NOTES = """
+- Mean ± standard deviation over seeds; a difference is paired by seed, ± its standard error.
+- Top-1 and top-5 are those of the last epoch on the test images; 'last 10' is the mean over the
+  last ten epochs. Train top-1 is measured in evaluation mode, without augmentation, on as many
+  training images as there are test images{labels}. The gap is train minus test, last 10.
+- Time is {clock} of the training steps, without compilation and evaluation; an epoch's time is the
+  median. Equal time is {budget}: the accuracy there is that of the last epoch that had ended by
+  then. A cosine schedule that is cut there still has a high learning rate, so `sgd@2`, SGD trained
+  for twice the epochs with its schedule over all of them, is the fair comparison at SAM's cost.
+"""
+
+
+def write(folder: Path) -> str:
+    """Writes `summary.md`, `summary.json`, `runs.csv` and `figures/` from `runs/*.json`.
+
+    Returns:
+        The text of `summary.md`.
+
+    Raises:
+        FileNotFoundError: The folder holds no records.
+        ValueError: The records are of different comparisons.
+    """
+    found = read_records(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder / 'runs'} holds no record (*.json) of a finished run.")
+    records = list(found.values())
+    for path, record in found.items():
+        check_config(shared_config(record["config"]), shared_config(records[0]["config"]), path)
+    runs = by_method(records)
+    rows = summarize(runs)
+    text = to_markdown(records[0], rows, runs)
+    write_text(folder / "summary.md", text)
+    write_text(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
+    write_text(folder / "runs.csv", to_csv(records))
+    figures.write(folder / "figures", runs, title(records[0]), equal_time(runs))
+    return text
+
+
+def by_method(records: Iterable[Record]) -> Runs:
+    """Groups records by method and seed, in the order of `METHODS`."""
+    names = list(METHODS)
+
+    def position(record: Record) -> tuple[int, int, str, int]:
+        config = record["config"]
+        name = parse_method(config["method"]).name
+        return names.index(name), config["epoch_factor"], config["method"], config["seed"]
+
+    runs: Runs = {}
+    for record in sorted(records, key=position):
+        runs.setdefault(record["config"]["method"], {})[record["config"]["seed"]] = record
+    return runs
+
+
+def summarize(runs: Runs) -> list[dict[str, Any]]:
+    """Returns one row a method: each quantity as its mean and spread over seeds.
+
+    Accuracies are fractions. `{"mean": ..., "std": ..., "seeds": n}` is over seeds, and
+    `{"mean": ..., "standard_error": ..., "seeds": n}` over the seeds' differences to a baseline.
+    """
+    budget = equal_time(runs)
+
+    def at_budget(record: Record) -> float | None:
+        return None if budget is None else accuracy_at(record, budget)
+
+    rows = []
+    for label, seeds in runs.items():
+        row: dict[str, Any] = {"method": label}
+        for name in next(iter(seeds.values()))["final"]:
+            row[name] = _spread([_final(name)(record) for record in seeds.values()])
+        row["epochs"] = len(next(iter(seeds.values()))["epochs"])
+        row["seconds_per_epoch"] = _epoch_seconds(seeds)
+        row["total_seconds"] = _spread([total_seconds(record) for record in seeds.values()])
+        row["top1_at_equal_time"] = _spread([at_budget(record) for record in seeds.values()])
+        if BASELINE in runs:
+            row["relative_epoch_time"] = _epoch_seconds(seeds) / _epoch_seconds(runs[BASELINE])
+            row["relative_total_time"] = row["relative_epoch_time"] * (
+                row["epochs"] / len(next(iter(runs[BASELINE].values()))["epochs"])
+            )
+        for baseline in (BASELINE, DOUBLED):
+            if baseline in runs and baseline != label:
+                last10 = _paired(seeds, runs[baseline], _final("last10_test_top1"))
+                row[f"last10_test_top1_minus_{baseline}"] = last10
+        if BASELINE in runs and label != BASELINE:
+            difference = _paired(seeds, runs[BASELINE], at_budget)
+            row[f"top1_at_equal_time_minus_{BASELINE}"] = difference
+        rows.append(row)
+    return rows
+
+
+def total_seconds(record: Record) -> float:
+    """Returns the time of all of a run's training steps."""
+    return sum(entry["compute_seconds"] for entry in record["epochs"])
+
+
+def equal_time(runs: Runs) -> float | None:
+    """Returns the time of the shortest SGD run, or None without one."""
+    seeds = runs.get(BASELINE)
+    return min(total_seconds(record) for record in seeds.values()) if seeds else None
+
+
+def accuracy_at(record: Record, seconds: float) -> float | None:
+    """Returns the test top-1 after the last epoch that had ended by then, None before the first."""
+    ends = np.cumsum([entry["compute_seconds"] for entry in record["epochs"]])
+    ended = int(np.sum(ends <= seconds * (1 + 1e-9)))
+    return record["epochs"][ended - 1]["test_top1"] if ended else None
+
+
+def title(record: Record) -> str:
+    """Returns a comparison's settings in one line."""
+    config = record["config"]
+    parts = [
+        f"{config['dataset']}: {config['model']} x{config['width']:g}"
+        f" ({record['parameters']:,} parameters)",
+        f"{config['train_images']:,} training and {config['test_images']:,} test images",
+        f"{config['epochs']} epochs, batch {config['batch_size']}",
+    ]
+    if config["label_noise"]:
+        parts.append(f"{100 * config['label_noise']:g} % wrong training labels")
+    if config["label_smoothing"]:
+        parts.append(f"label smoothing {config['label_smoothing']:g}")
+    return ", ".join(parts)
+
+
+def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
+    """Returns the two tables, of accuracy and of time, with what their columns mean."""
+    hardware = record["hardware"]
+    on_cpu = hardware["backend"] == "cpu"
+    clock = "CPU seconds of the process" if on_cpu else "wall-clock seconds"
+    budget = equal_time(runs)
+    accuracy = [["method", "top-1 %", "top-5 %", "test, last 10", "train, last 10", "gap"]]
+    speed = [
+        [
+            "method",
+            "epochs",
+            f"{'CPU' if on_cpu else 'wall'} s an epoch",
+            "epoch / SGD's",
+            "run / SGD's",
+            "top-1 % at equal time",
+        ]
+    ]
+    if BASELINE in runs:
+        accuracy[0].append("last 10 - sgd")
+        speed[0].append("at equal time - sgd")
+    if DOUBLED in runs:
+        accuracy[0].append(f"last 10 - {DOUBLED}")
+    for row in rows:
+        percents = ("test_top1", "test_top5", "last10_test_top1", "last10_train_eval_top1")
+        line = [row["method"], *(_percent(row[name]) for name in percents)]
+        line.append(_percent(row["generalization_gap"]))
+        for baseline in (BASELINE, DOUBLED):
+            if baseline in runs:
+                line.append(_difference(row.get(f"last10_test_top1_minus_{baseline}")))
+        accuracy.append(line)
+        line = [row["method"], str(row["epochs"]), f"{row['seconds_per_epoch']:.3g}"]
+        for name in ("relative_epoch_time", "relative_total_time"):
+            line.append(f"{row[name]:.2f}" if name in row else "-")
+        line.append(_percent(row["top1_at_equal_time"]))
+        if BASELINE in runs:
+            line.append(_difference(row.get(f"top1_at_equal_time_minus_{BASELINE}")))
+        speed.append(line)
+    notes = _NOTES.format(
+        clock=clock,
+        labels=", with the noisy labels" if record["config"]["label_noise"] else "",
+        budget=(
+            f"{budget:.4g} s, the time of the shortest `sgd` run" if budget else "undefined: no sgd"
+        ),
+    )
+    seeds = sorted({seed for method in runs.values() for seed in method})
+    where = f"{hardware['device']}, {hardware['count']} {'core(s)' if on_cpu else 'device(s)'}"
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("jax", "flax", "optax"))
+    head = f"# {title(record)}\n\nSeeds {', '.join(map(str, seeds))}; {where}; {versions}.\n"
+    return "\n".join([head, _table(accuracy), "", _table(speed), notes])
+
+
+def to_csv(records: Iterable[Record]) -> str:
+    """Returns one line a run: its configuration, final metrics and times."""
+    lines = []
+    for record in records:
+        config = dict(record["config"])
+        settings = config.pop("hyperparameters")
+        config["hyperparameters"] = " ".join(f"{key}={value:g}" for key, value in settings.items())
+        lines.append(
+            {
+                **config,
+                **record["final"],
+                "training_seconds": total_seconds(record),
+                "compile_seconds": record["compile_seconds"],
+                **{key: record["hardware"][key] for key in ("backend", "device", "count")},
+            }
+        )
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def _final(name: str) -> Callable[[Record], float | None]:
+    return lambda record: record["final"][name]
+
+
+def _epoch_seconds(seeds: dict[int, Record]) -> float:
+    times = [entry["compute_seconds"] for run in seeds.values() for entry in run["epochs"]]
+    return float(np.median(times))
+
+
+def _spread(values: list[float | None]) -> dict[str, Any]:
+    """Returns mean and standard deviation, None where a value is missing or one seed has none."""
+    known = [value for value in values if value is not None]
+    complete = bool(known) and len(known) == len(values)
+    return {
+        "mean": float(np.mean(known)) if complete else None,
+        "std": float(np.std(known, ddof=1)) if complete and len(known) > 1 else None,
+        "seeds": len(values),
+    }
+
+
+def _paired(
+    seeds: dict[int, Record],
+    baseline: dict[int, Record],
+    value: Callable[[Record], float | None],
+) -> dict[str, Any]:
+    """Returns the mean difference over the common seeds and its standard error."""
+    pairs = [(value(seeds[seed]), value(baseline[seed])) for seed in seeds if seed in baseline]
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    spread = _spread(differences)
+    deviation = spread["std"]
+    error = None if deviation is None else deviation / len(differences) ** 0.5
+    return {"mean": spread["mean"], "standard_error": error, "seeds": len(differences)}
+
+
+def _percent(spread: dict[str, Any]) -> str:
+    if spread["mean"] is None:
+        return "-"
+    text = f"{100 * spread['mean']:.2f}"
+    return text if spread["std"] is None else f"{text} ± {100 * spread['std']:.2f}"
+
+
+def _difference(difference: dict[str, Any] | None) -> str:
+    if difference is None or difference["mean"] is None:
+        return "-"
+    text = f"{100 * difference['mean']:+.2f}"
+    error = difference["standard_error"]
+    return text if error is None else f"{text} ± {100 * error:.2f}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in padded]
+    return "\n".join([lines[0], f"| {' | '.join('-' * width for width in widths)} |", *lines[1:]])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Regenerates the reports of the folders named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="an --out folder")
+    try:
+        for folder in parser.parse_args(argv).folders:
+            print(write(folder))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
