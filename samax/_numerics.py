@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 
 def wide_dtype(*dtypes: Any) -> jnp.dtype:
@@ -36,7 +35,18 @@ def all_finite(tree: Any) -> jax.Array:
 def max_abs(tree: Any) -> jax.Array:
     """The largest absolute entry; NaN where there is one, 0 for an empty tree."""
     largest = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(tree)]
-    return functools.reduce(jnp.maximum, largest, jnp.zeros((), tree_wide_dtype(tree)))
+    return jnp.max(_gather(largest, tree), initial=0.0)
+
+
+def vdot(left: Any, right: Any) -> jax.Array:
+    """The inner product over all leaves."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), left, right)
+    return jnp.sum(_gather(jax.tree.leaves(products), left))
+
+
+def norm(tree: Any) -> jax.Array:
+    """The global l2 norm; the leaves are float32 or wider (see `widen`)."""
+    return jnp.sqrt(vdot(tree, tree))
 
 
 def normalized(tree: Any, eps: jax.typing.ArrayLike = 0.0) -> Any:
@@ -48,8 +58,20 @@ def normalized(tree: Any, eps: jax.typing.ArrayLike = 0.0) -> Any:
     """
     largest = max_abs(tree)
     defined = jnp.isfinite(largest) & (largest > 0)
-    largest = jnp.where(defined, largest, 1.0)
+    largest, defined = jax.lax.optimization_barrier((jnp.where(defined, largest, 1.0), defined))
     scaled = jax.tree.map(lambda x: x / largest.astype(x.dtype), tree)
-    norm = jnp.where(defined, optax.tree.norm(scaled), 1.0)
-    factor = 1.0 / (norm + eps / largest)
+    total = jnp.where(defined, norm(scaled), 1.0) + eps / largest
+    factor = jax.lax.optimization_barrier(1.0 / total)
     return jax.tree.map(lambda x: jnp.where(defined, x * factor.astype(x.dtype), 0.0), scaled)
+
+
+def _gather(scalars: list[jax.Array], tree: Any) -> jax.Array:
+    """One vector of the scalars that the leaves of `tree` were reduced to.
+
+    XLA fuses a sum of many scalars with all the reductions behind it, and takes quadratic time to
+    compile that on CPU: 24 s for the norm of 2,000 leaves, against 3.5 s behind barriers.
+    """
+    dtype = tree_wide_dtype(tree)
+    vectors = [scalar.astype(dtype).reshape(1) for scalar in scalars]
+    vectors = jax.lax.optimization_barrier(vectors)
+    return jax.lax.optimization_barrier(jnp.concatenate([*vectors, jnp.zeros(1, dtype)]))

@@ -20,7 +20,7 @@ from samax._checks import (
     check_transformation,
     require_clean_gradient,
 )
-from samax._numerics import normalized, tree_wide_dtype
+from samax._numerics import norm, normalized, tree_wide_dtype, vdot
 
 WeightRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -184,10 +184,10 @@ def adaptive_weight(
         del params, extra_args
         clean = require_clean_gradient("adaptive_weight", clean_grad)
         weight, _, previous = state
-        norm = optax.tree.norm(clean).astype(previous.dtype)
+        current = norm(clean).astype(previous.dtype)
         started = previous > 0
-        smoothed = jnp.where(started, smoothing * previous + (1.0 - smoothing) * norm, norm)
-        smoothed = jnp.where(jnp.isfinite(norm), smoothed, previous)
+        smoothed = jnp.where(started, smoothing * previous + (1.0 - smoothing) * current, current)
+        smoothed = jnp.where(jnp.isfinite(current), smoothed, previous)
         ratio = jnp.where(started, smoothed / jnp.where(started, previous, 1.0), 1.0)
         next_weight = jnp.clip(rule(weight, ratio), lowest, highest)
         state = AdaptiveWeightState(
@@ -242,9 +242,9 @@ def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraA
         del params, extra_args
         clean = require_clean_gradient("surrogate_gap", clean_grad)
         unit = normalized(updates)
-        along = optax.tree.vdot(clean, unit)
+        along = vdot(clean, unit)
         # The unit vector is zero where the perturbed gradient is zero or not finite.
-        has_direction = optax.tree.norm(unit) > 0
+        has_direction = norm(unit) > 0
         strength = jnp.where(has_direction, _at(alpha, state.count), 0.0)
 
         def remove(g: jax.Array, perturbed: jax.Array, u: jax.Array) -> jax.Array:

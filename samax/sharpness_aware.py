@@ -14,7 +14,7 @@ from samax._checks import (
     check_scalar_loss,
     check_transformation,
 )
-from samax._numerics import cast_like, tree_wide_dtype, widen
+from samax._numerics import cast_like, norm, tree_wide_dtype, vdot, widen
 
 # XLA runs convolutions inside loops about 22 times slower than outside on CPU, so short loops are
 # unrolled; longer ones stay loops, so that the program stops growing.
@@ -265,9 +265,9 @@ def _measure(
 ) -> SharpnessMetrics:
     clean_loss = jnp.asarray(jnp.nan if value is None else value)
     perturbed_loss = jnp.asarray(jnp.nan if perturbed_value is None else perturbed_value)
-    clean_norm, perturbed_norm = optax.tree.norm(clean), optax.tree.norm(perturbed)
+    clean_norm, perturbed_norm = norm(clean), norm(perturbed)
     scale = clean_norm * perturbed_norm
-    cosine = optax.tree.vdot(clean, perturbed) / jnp.where(scale > 0, scale, 1.0)
+    cosine = vdot(clean, perturbed) / jnp.where(scale > 0, scale, 1.0)
     return SharpnessMetrics(
         clean_loss=clean_loss,
         perturbed_loss=perturbed_loss,
@@ -275,5 +275,5 @@ def _measure(
         clean_grad_norm=clean_norm,
         perturbed_grad_norm=perturbed_norm,
         grad_cosine=cosine,
-        perturbation_norm=optax.tree.norm(displacement),
+        perturbation_norm=norm(displacement),
     )
