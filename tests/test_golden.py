@@ -1,0 +1,84 @@
+"""Every recipe follows the trajectory of its authors' code."""
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+import samax
+from tests.golden_problems import base_optimizer, golden_cases, largest_error
+
+pytestmark = pytest.mark.usefixtures("x64")
+TOLERANCE = 1e-9
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("sam"))
+def test_sam(case, problem):
+    hyper = case["hyper"]
+    sam = samax.sam(hyper["rho"], eps=hyper["eps"])
+    tx = optax.chain(sam, base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("usam"))
+def test_usam(case, problem):
+    tx = optax.chain(samax.usam(case["hyper"]["rho"]), base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("asam"))
+def test_asam(case, problem):
+    hyper = case["hyper"]
+    scaled = hyper.get("scaled_params", "all")
+    mask = None if scaled == "all" else samax.weights_only
+    if mask is not None:
+        marks = mask(dict.fromkeys(problem["init"], 0.0))
+        assert [name for name, marked in marks.items() if marked] == scaled
+    asam = samax.asam(hyper["rho"], t0=hyper.get("eta", 0.0), mask=mask, eps=hyper["eps"])
+    tx = optax.chain(asam, base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("vasso"))
+def test_vasso(case, problem):
+    hyper = case["hyper"]
+    vasso = samax.vasso(hyper["rho"], hyper["theta"], eps=hyper["eps"])
+    tx = optax.chain(vasso, base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("gsam"))
+def test_gsam(case, problem):
+    hyper = case["hyper"]
+    rho, rate = hyper["rho"], None
+    if "aux_per_step" in case:
+        radii = jnp.array([step["rho"] for step in case["aux_per_step"]])
+        rates = jnp.array([step["lr"] for step in case["aux_per_step"]])
+        rho, rate = (lambda step: radii[step]), (lambda step: rates[step])
+    gsam = samax.gsam(rho, hyper["alpha"], eps=hyper["eps"])
+    tx = optax.chain(gsam, base_optimizer(case["base_optimizer"], rate))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("wsam"))
+def test_wsam(case, problem):
+    hyper, config = case["hyper"], case["base_optimizer"]
+    assert hyper["decouple"]
+    assert hyper["max_norm"] is None
+    odds = hyper["gamma"] / (1 - hyper["gamma"])
+    optimizer, rate = base_optimizer(config), config["lr"]
+    plain_sgd = config["name"] == "sgd" and not config["momentum"]
+    if hyper["adaptive"]:
+        scale = samax.scale_by_abs_params()
+        normalize = samax.normalize(hyper["eps"])
+        ascent = optax.chain(scale, normalize, scale, samax.scale_by_rho(hyper["rho"]))
+        tx = samax.sharpness_aware(ascent, samax.decoupled(optimizer, rate, odds))
+    else:
+        tx = samax.decoupled_wsam(
+            optimizer, rate, rho=hyper["rho"], gamma=hyper["gamma"], eps=hyper["eps"]
+        )
+    assert largest_error(case, problem, tx) < TOLERANCE
+    if not hyper["adaptive"]:
+        coupled = samax.wsam(hyper["rho"], hyper["gamma"], eps=hyper["eps"])
+        error = largest_error(case, problem, optax.chain(coupled, optimizer))
+        # The two forms are one for plain SGD, and only for it.
+        assert (error < TOLERANCE) == plain_sgd
