@@ -28,7 +28,8 @@ class _Dtype:
             raise pickle.UnpicklingError(f"an array of dtype {_text(code)!r}, not of plain numbers")
 
     def __setstate__(self, state: tuple) -> None:
-        self.value = self.value.newbyteorder(_text(state[1]))  # '<', '>' or '|'
+        order = _text(state[1])  # '<', '>' or '|'; NumPy refuses what is no byte order
+        self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class _Array:

@@ -99,7 +99,7 @@ def corrupt_labels(labels: np.ndarray, rate: float, num_classes: int, seed: int)
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate={rate}: pass a share of wrong labels in [0, 1)")
-    if num_classes < 2:  # noqa: PLR2004
+    if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a wrong label needs at least 2 classes")
     rng = np.random.default_rng(seed)
     count = round(rate * len(labels))

@@ -13,7 +13,7 @@ def scale_channels(channels: int, width: float) -> int:
     return max(4, 4 * round(channels * width / 4))
 
 
-def conv(  # noqa: PLR0913
+def conv(
     in_features: int,
     out_features: int,
     size: int = 3,
