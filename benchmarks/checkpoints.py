@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -14,32 +13,23 @@ from benchmarks.records import check_config
 
 
 class Checkpoints:
-    """Checkpoints of one run in one folder; use as a context manager.
+    """Checkpoints of one run in one folder.
 
     Orbax writes a checkpoint aside and renames it, so a run that is killed at any moment finds
     the last complete one.
-
-    Args:
-        folder: Created if missing.
-        config: The run's configuration; a checkpoint of another one is refused.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]):
+        """Opens the folder, creating it if it is missing.
+
+        Args:
+            folder: This run's own.
+            config: The run's configuration; a checkpoint of another one is refused.
+        """
         self._folder = folder
         self._config = config
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._manager.close()
 
     def save(self, epoch: int, state: Any, history: dict[str, Any]) -> None:
         """Saves the state after `epoch` epochs and the run's history until then."""
@@ -70,7 +60,10 @@ class Checkpoints:
         )
         return jax.tree.unflatten(structure, saved["state"]), run["run"]["history"]
 
+    def close(self) -> None:
+        """Releases Orbax's resources."""
+        self._manager.close()
+
     def delete(self) -> None:
         """Removes the folder, once the run is recorded."""
-        self._manager.close()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from benchmarks import data, report
 from benchmarks.experiment import Comparison, Settings
 from benchmarks.methods import METHODS, MethodSpec, parse_methods
 from benchmarks.models import MODELS
-from benchmarks.progress import Progress
+from benchmarks.progress import show_progress
 
 _SUBSET_SEED = 0  # one subset for all runs: seeds vary the training, not the task
 
@@ -47,8 +47,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--seeds", type=int, default=3, help="runs of each method")
     add("--seed-start", type=int, default=0, help="the first seed")
-    add("--epochs", type=int, default=20)
-    add("--batch-size", type=int, default=256)
+    add("--epochs", type=int, default=25)
+    add("--batch-size", type=int, default=256, help="no more than there are training images")
     add("--lr", type=float, default=0.1, help="the learning rate at the start of its cosine")
     add("--weight-decay", type=float, default=5e-4)
     add("--label-smoothing", type=float, default=0.0)
@@ -77,28 +77,30 @@ def load(arguments: argparse.Namespace) -> data.Dataset:
     return data.take(dataset, arguments.train_images, arguments.test_images, seed=_SUBSET_SEED)
 
 
-def compare(arguments: argparse.Namespace, specs: list[MethodSpec]) -> None:
-    """Runs every method with every seed, writes the report and prints its tables."""
-    dataset = load(arguments)
-    count = len(dataset.train_labels)
-    if arguments.batch_size > count:
-        print(f"--batch-size {arguments.batch_size} is more than the {count} images: using {count}")
-    settings = Settings(
+def settings(arguments: argparse.Namespace, dataset: data.Dataset) -> Settings:
+    """Returns what all runs have in common."""
+    return Settings(
         model=arguments.model,
         width=arguments.width,
         epochs=arguments.epochs,
-        batch_size=min(arguments.batch_size, count),
+        batch_size=min(arguments.batch_size, len(dataset.train_labels)),
         lr=arguments.lr,
         weight_decay=arguments.weight_decay,
         label_smoothing=arguments.label_smoothing,
         label_noise=arguments.label_noise,
+        flip=dataset.name != "digits",  # a mirrored digit is none
         bfloat16=arguments.bfloat16,
     )
+
+
+def compare(arguments: argparse.Namespace, specs: list[MethodSpec]) -> None:
+    """Runs every method with every seed, writes the report and prints its tables."""
+    dataset = load(arguments)
     folder = arguments.out or Path("runs") / f"{dataset.name}-{arguments.model}"
-    comparison = Comparison(dataset, settings, folder)
+    comparison = Comparison(dataset, settings(arguments, dataset), folder)
     seeds = range(arguments.seed_start, arguments.seed_start + arguments.seeds)
     work = sum(METHODS[spec.name].gradients * spec.epoch_factor for spec in specs)
-    with Progress(work * arguments.epochs * len(seeds)) as progress:
+    with show_progress(work * arguments.epochs * len(seeds)) as progress:
         for seed in seeds:  # seeds outside: a stop leaves whole comparisons
             for spec in specs:
                 comparison.run(spec, seed, progress)

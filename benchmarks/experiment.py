@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import zlib
@@ -37,22 +38,24 @@ class Settings(NamedTuple):
     weight_decay: float
     label_smoothing: float
     label_noise: float
+    flip: bool
     bfloat16: bool
 
 
 class Comparison:
-    """Runs methods and seeds on one data set; programs and device data are shared between seeds.
-
-    Args:
-        dataset: The images to train and test on, already cut to size.
-        settings: What all runs have in common.
-        folder: Where records and checkpoints go.
-
-    Raises:
-        ValueError: The folder holds records of another comparison.
-    """
+    """Runs methods and seeds on one data set; programs and device data are shared between seeds."""
 
     def __init__(self, dataset: Dataset, settings: Settings, folder: Path):
+        """Puts the data on the device.
+
+        Args:
+            dataset: The images to train and test on, already cut to size.
+            settings: What all runs have in common.
+            folder: Where records and checkpoints go.
+
+        Raises:
+            ValueError: The folder holds records of another comparison.
+        """
         self._dataset = dataset
         self._settings = settings
         self._folder = folder
@@ -86,7 +89,6 @@ class Comparison:
             "train_images": len(data.train_labels),
             "test_images": len(data.test_labels),
             "num_classes": data.num_classes,
-            "augmentation": "crop and flip" if _flips(data) else "crop",
             **settings,
             "momentum": MOMENTUM,
             "method": spec.label,
@@ -114,7 +116,9 @@ class Comparison:
             records.check_config(record["config"], config, path)
             progress.skip(work * config["epochs"] * spec.epoch_factor)
             return record
-        with Checkpoints(self._folder / "checkpoints" / name, config) as checkpoints:
+        with contextlib.closing(
+            Checkpoints(self._folder / "checkpoints" / name, config)
+        ) as checkpoints:
             record = self._train(spec, config, checkpoints, progress)
             records.write_record(path, record)
             checkpoints.delete()
@@ -211,7 +215,7 @@ class Comparison:
                 settings.batch_size,
                 data.mean,
                 data.std,
-                _flips(data),
+                settings.flip,
                 settings.label_smoothing,
                 dtype,
             )
@@ -245,10 +249,6 @@ def _epoch_means(metrics: dict[str, np.ndarray]) -> dict[str, float]:
         means["adaptive_weight_last"] = float(metrics["adaptive_weight"][-1])
         means["sharpness_ratio_last"] = float(metrics["sharpness_ratio"][-1])
     return means
-
-
-def _flips(dataset: Dataset) -> bool:
-    return dataset.name != "digits"  # a mirrored digit is no digit
 
 
 def _crc32(dataset: Dataset) -> int:

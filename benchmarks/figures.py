@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
-
-mpl.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -33,7 +30,7 @@ _STYLE = {
 def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> None:
     """Writes the comparison's PNG files to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):
         drawings = {
             "accuracy": _accuracy(runs, title),
             "learning_curves": _learning_curves(runs, title),
@@ -48,14 +45,12 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
             drawings["samar"] = _adaptive(adaptive, title)
         for name, figure in drawings.items():
             figure.savefig(folder / f"{name}.png", bbox_inches="tight", facecolor="white")
-            plt.close(figure)
 
 
 def _accuracy(runs: Runs, title: str) -> Figure:
     """Last-10 test accuracy and generalization gap of each method, one dot a seed."""
-    figure, axes = plt.subplots(
-        1, 2, figsize=(9, 1.4 + 0.42 * len(runs)), sharey=True, layout="constrained"
-    )
+    figure = Figure(figsize=(9, 1.4 + 0.42 * len(runs)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     panels = (
         ("last10_test_top1", "test top-1 (%), mean of the last 10 epochs"),
         ("generalization_gap", "generalization gap (points), train - test"),
@@ -83,13 +78,14 @@ def _accuracy(runs: Runs, title: str) -> Figure:
         axis.set_ylim(len(runs) - 0.4, -0.75)
     axes[0].set_yticks(range(len(runs)), list(runs))
     figure.suptitle(
-        _wrapped(title + "\ndiamond: mean ± standard deviation over seeds"), fontsize=10
+        _wrapped(title, 90) + "\ndiamond: mean ± standard deviation over seeds", fontsize=10
     )
     return figure
 
 
 def _learning_curves(runs: Runs, title: str) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
     panels = (
         ("test_top1", "test top-1 (%)", 100),
         ("train_eval_top1", "train top-1 (%), evaluation mode", 100),
@@ -101,7 +97,7 @@ def _learning_curves(runs: Runs, title: str) -> Figure:
             values = scale * _matrix(seeds, name)
             curves[method] = values
             epochs = np.arange(1, values.shape[1] + 1)
-            _band(axis, np.broadcast_to(epochs, values.shape), values, method, runs)
+            _band(axis, epochs, values, method, _colour(method, runs))
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
         _zoom(axis, curves)
@@ -111,12 +107,15 @@ def _learning_curves(runs: Runs, title: str) -> Figure:
 
 
 def _against_time(runs: Runs, title: str, equal_time: float | None) -> Figure:
-    figure, axis = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    axis = figure.subplots()
     curves = {}
     for method, seeds in runs.items():
-        times = np.cumsum(_matrix(seeds, "compute_seconds"), axis=1)
-        curves[method] = 100 * _matrix(seeds, "test_top1")
-        _band(axis, times, curves[method], method, runs, end_marker=True)
+        times = np.cumsum(_matrix(seeds, "compute_seconds"), axis=1).mean(0)
+        curves[method] = values = 100 * _matrix(seeds, "test_top1")
+        colour = _colour(method, runs)
+        _band(axis, times, values, method, colour)
+        axis.plot(times[-1], values[:, -1].mean(), "o", color=colour, ms=6, zorder=4)
     _zoom(axis, curves)
     backend = next(iter(next(iter(runs.values())).values()))["hardware"]["backend"]
     clock = "CPU" if backend == "cpu" else "wall-clock"
@@ -138,7 +137,8 @@ def _against_time(runs: Runs, title: str, equal_time: float | None) -> Figure:
 
 
 def _adaptive(runs: Runs, title: str) -> Figure:
-    figure, axes = plt.subplots(2, 1, figsize=(8.5, 5.6), sharex=True, layout="constrained")
+    figure = Figure(figsize=(8.5, 5.6), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
     panels = (
         ("adaptive_weight", r"weight $\lambda_k$ (epoch mean)"),
         ("sharpness_ratio", r"ratio $r_k$ (epoch mean)"),
@@ -146,8 +146,9 @@ def _adaptive(runs: Runs, title: str) -> Figure:
     for axis, (name, label) in zip(axes, panels, strict=True):
         for method, seeds in runs.items():
             values = _matrix(seeds, name)
-            epochs = np.broadcast_to(np.arange(1, values.shape[1] + 1), values.shape)
-            _band(axis, epochs, values, method, runs, seeds_too=True)
+            epochs, colour = np.arange(1, values.shape[1] + 1), _colour(method, runs)
+            _band(axis, epochs, values, method, colour)
+            axis.plot(epochs, values.T, color=colour, lw=0.6, alpha=0.5)
         axis.axhline(1, color="0.4", lw=1, ls=":")
         axis.set_ylabel(label)
     axes[0].set_title(r"dotted: $\lambda = 1$ is SAM, 0 the base optimizer", fontsize=9, loc="left")
@@ -164,31 +165,22 @@ def _matrix(seeds: dict[int, Record], name: str) -> np.ndarray:
     return np.array(rows, dtype=float)
 
 
-def _band(
-    axis: Axes,
-    x: np.ndarray,
-    values: np.ndarray,
-    method: str,
-    runs: Runs,
-    *,
-    end_marker: bool = False,
-    seeds_too: bool = False,
-) -> None:
-    """Draws the mean over seeds with a band of one standard deviation."""
-    colour = _colour(method, runs)
-    mean, x = values.mean(0), x.mean(0)
+def _band(axis: Axes, x: np.ndarray, values: np.ndarray, method: str, colour: str) -> None:
+    """Draws the mean over seeds (the first axis) with a band of one standard deviation."""
+    mean = values.mean(0)
     reference = method.startswith("sgd")
     axis.plot(
-        x, mean, color=colour, label=method, lw=1.8, ls="--" if "@" in method else "-",
+        x,
+        mean,
+        color=colour,
+        label=method,
+        lw=1.8,
+        ls="--" if "@" in method else "-",
         zorder=3 if reference else 2,
-    )  # fmt: skip
+    )
     if len(values) > 1:
         deviation = values.std(0, ddof=1)
         axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.12, lw=0)
-    if seeds_too:
-        axis.plot(x, values.T, color=colour, lw=0.6, alpha=0.5)
-    if end_marker:
-        axis.plot(x[-1], mean[-1], "o", color=colour, ms=6, zorder=4)
 
 
 def _zoom(axis: Axes, curves: dict[str, np.ndarray]) -> None:
@@ -213,13 +205,4 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 
 def _wrapped(text: str, width: int = 110) -> str:
-    lines = []
-    for line in text.split("\n"):
-        while len(line) > width:
-            cut = line.rfind(", ", 0, width)
-            if cut < 0:
-                break
-            lines.append(line[: cut + 1])
-            line = line[cut + 2 :]
-        lines.append(line)
-    return "\n".join(lines)
+    return textwrap.fill(text, width, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""The methods that the benchmarks compare: a name, a factory and hyper-parameters with their source.
+"""The methods that the benchmarks compare: names, factories, hyper-parameters and their sources.
 
 A method is written as ``name[:key=value...][@factor]``: ``sam``, ``sam:rho=0.1``, ``sgd@2``. The
 factor multiplies the epochs, so that ``sgd@2`` is SGD given the number of gradients that SAM uses.

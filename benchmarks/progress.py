@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
 import time
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any
 
 try:
-    import rich.console
     import rich.progress
 except ImportError:  # an extra: plain lines do without it
     rich = None  # type: ignore[assignment]
 
 
 class Progress:
-    """Shows the run, its epoch, the last loss and accuracies, and the remaining time of all runs.
+    """Shows the run, its epoch, loss and accuracies, and the remaining time of all runs."""
 
-    Args:
-        work: All runs' work, in any unit (here: gradient evaluations).
-    """
+    def __init__(self, work: float, bar: Any = None):
+        """Starts the clock.
 
-    def __init__(self, work: float):
+        Args:
+            work: All runs' work, in any unit (here: gradient evaluations).
+            bar: A `rich.progress.Progress` to draw on, or None to print lines.
+        """
         self._work = work
         self._done = 0.0
         self._skipped = 0.0
         self._start = time.perf_counter()
         self._label, self._epoch, self._epochs, self._epoch_work = "", 0, 0, 0.0
         self._status = ""
-        self._bar: Any = None
-        if rich is not None and sys.stdout.isatty():
-            # Twice a second: drawing counts as this process's CPU time.
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.TextColumn("{task.fields[status]}"),
-                refresh_per_second=2,
-            )
-            self._task = self._bar.add_task("", total=work, status="")
-
-    def __enter__(self) -> Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar = bar
+        self._task = None if bar is None else bar.add_task("", total=work, status="")
 
     def start(self, label: str, epochs: int, epoch_work: float, first_epoch: int = 0) -> None:
         """Begins a run, of which `first_epoch` epochs were done before."""
@@ -87,13 +67,6 @@ class Progress:
             )
         self._draw(0.0)
 
-    def say(self, text: str) -> None:
-        """Prints a line above the bar."""
-        if self._bar is None:
-            print(text, flush=True)
-        else:
-            self._bar.console.print(text, highlight=False, markup=False)
-
     def _remaining(self) -> str:
         here = self._done - self._skipped
         if not here:
@@ -109,3 +82,19 @@ class Progress:
                 description=f"{self._label}  epoch {self._epoch}/{self._epochs}",
                 status=f"{self._status}  remaining {self._remaining()}",
             )
+
+
+@contextlib.contextmanager
+def show_progress(work: float) -> Iterator[Progress]:
+    """Yields a `Progress` on a rich bar if there is a terminal and rich is installed."""
+    if rich is None or not sys.stdout.isatty():
+        yield Progress(work)
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.fields[status]}"),
+    )
+    # Twice a second: drawing counts as this process's CPU time.
+    with rich.progress.Progress(*columns, refresh_per_second=2) as bar:
+        yield Progress(work, bar)

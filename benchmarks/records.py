@@ -1,4 +1,4 @@
-"""The record of a run: one JSON file, written whole or not at all, that every report starts from."""
+"""The record of a run: one JSON file, written whole or not at all, where reports start."""
 
 from __future__ import annotations
 

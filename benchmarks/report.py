@@ -27,14 +27,17 @@ Runs = dict[str, dict[int, Record]]
 """Records by method label and seed."""
 
 _NOTES = """
-- Mean ± standard deviation over seeds; a difference is paired by seed, ± its standard error.
-- Top-1 and top-5 are those of the last epoch on the test images; 'last 10' is the mean over the
-  last ten epochs. Train top-1 is measured in evaluation mode, without augmentation, on as many
-  training images as there are test images{labels}. The gap is train minus test, last 10.
-- Time is {clock} of the training steps, without compilation and evaluation; an epoch's time is the
-  median. Equal time is {budget}: the accuracy there is that of the last epoch that had ended by
-  then. A cosine schedule that is cut there still has a high learning rate, so `sgd@2`, SGD trained
-  for twice the epochs with its schedule over all of them, is the fair comparison at SAM's cost.
+Mean ± standard deviation over seeds; a difference is paired by seed, ± its standard error.
+
+Top-1 and top-5 are the last epoch's, on the test images; 'last 10' is the mean over the last ten
+epochs. Train top-1 is measured in evaluation mode, without augmentation, on as many training images
+as there are test images{labels}. The gap is train minus test, last 10.
+
+Time is that of the training steps ({clock}), without compilation and evaluation; an epoch's time is
+the median over epochs and seeds. Equal time is {budget}. The accuracy there is that of the last
+epoch that had ended by then. A cosine schedule that is cut there still has a high learning rate, so
+`sgd@2`, SGD trained for twice the epochs with its schedule over all of them, is the fair comparison
+at SAM's cost.
 """
 
 
@@ -153,7 +156,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
     """Returns the two tables, of accuracy and of time, with what their columns mean."""
     hardware = record["hardware"]
     on_cpu = hardware["backend"] == "cpu"
-    clock = "CPU seconds of the process" if on_cpu else "wall-clock seconds"
+    clock = "the process's CPU seconds" if on_cpu else "wall-clock seconds"
     budget = equal_time(runs)
     accuracy = [["method", "top-1 %", "top-5 %", "test, last 10", "train, last 10", "gap"]]
     speed = [
@@ -190,7 +193,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         clock=clock,
         labels=", with the noisy labels" if record["config"]["label_noise"] else "",
         budget=(
-            f"{budget:.4g} s, the time of the shortest `sgd` run" if budget else "undefined: no sgd"
+            f"the {budget:.4g} s of the shortest `sgd` run" if budget else "undefined without `sgd`"
         ),
     )
     seeds = sorted({seed for method in runs.values() for seed in method})
@@ -250,11 +253,9 @@ def _paired(
 ) -> dict[str, Any]:
     """Returns the mean difference over the common seeds and its standard error."""
     pairs = [(value(seeds[seed]), value(baseline[seed])) for seed in seeds if seed in baseline]
-    differences = [a - b for a, b in pairs if a is not None and b is not None]
-    spread = _spread(differences)
-    deviation = spread["std"]
-    error = None if deviation is None else deviation / len(differences) ** 0.5
-    return {"mean": spread["mean"], "standard_error": error, "seeds": len(differences)}
+    spread = _spread([None if a is None or b is None else a - b for a, b in pairs])
+    error = None if spread["std"] is None else spread["std"] / len(pairs) ** 0.5
+    return {"mean": spread["mean"], "standard_error": error, "seeds": len(pairs)}
 
 
 def _percent(spread: dict[str, Any]) -> str:

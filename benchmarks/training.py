@@ -46,6 +46,15 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+class EpochData(NamedTuple):
+    """What the steps of one epoch read."""
+
+    images: jax.Array  # uint8, (n, height, width, channels)
+    labels: jax.Array  # int32, (n,)
+    order: jax.Array  # a permutation of the images
+    key: jax.Array  # the augmentations' key, from which each step's is folded
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How images become batches and logits become a loss.
@@ -54,7 +63,7 @@ class Recipe:
         batch_size: Images a step; the incomplete batch at the end of an epoch is dropped.
         mean: Per-channel mean of the training images, in [0, 1].
         std: Per-channel standard deviation of the training images.
-        flip: Whether mirrored images keep their class.
+        flip: Whether training images are mirrored at random.
         label_smoothing: Probability mass spread over all classes, in [0, 1).
         dtype: The images' dtype, which is that of the model's computation.
     """
@@ -71,12 +80,6 @@ class Trainer:
     """Compiled training and evaluation of one model with one optimizer.
 
     The programs take seeds, images and labels as arguments: one trainer serves every seed.
-
-    Args:
-        build_model: Maps a seed to a Flax NNX model in training mode.
-        tx: The optimizer; its `update` receives `value` and `value_fn`.
-        recipe: Batching, augmentation and loss.
-        scan: Whether an epoch is one program; by default everywhere but on CPU.
     """
 
     def __init__(
@@ -86,6 +89,14 @@ class Trainer:
         recipe: Recipe,
         scan: bool | None = None,
     ):
+        """Builds the model once for its structure; programs are compiled when first needed.
+
+        Args:
+            build_model: Maps a seed to a Flax NNX model.
+            tx: The optimizer; its `update` receives `value` and `value_fn`.
+            recipe: Batching, augmentation and loss.
+            scan: Whether an epoch is one program; by default everywhere but on CPU.
+        """
         self._build_model = build_model
         self._tx = optax.with_extra_args_support(tx)
         self._recipe = recipe
@@ -103,7 +114,8 @@ class Trainer:
     def init(self, seed: int) -> TrainState:
         """Returns freshly initialized parameters, batch statistics and optimizer state."""
         _, params, model_state = nnx.split(self._build_model(seed), nnx.Param, ...)
-        return TrainState(params, model_state, self._tx.init(params))
+        # Under jit no two leaves share a buffer, as equal constants may: steps donate each once.
+        return TrainState(params, model_state, jax.jit(self._tx.init)(params))
 
     def train_epoch(
         self,
@@ -128,15 +140,15 @@ class Trainer:
         program = self.compile(state, images, labels)
         steps = len(images) // self._recipe.batch_size
         order_key, key = jax.random.split(key)
-        order = self._permutation(order_key, len(images))
+        data = EpochData(images, labels, self._permutation(order_key, len(images)), key)
         if self._scan:
-            state, metrics = program(state, images, labels, order, key)
+            state, metrics = program(state, data)
             metrics = jax.device_get(metrics)
             on_step(steps, steps)
             return state, metrics
         history = []
         for index in range(steps):
-            state, values = program(state, images, labels, order, key, np.int32(index))
+            state, values = program(state, data, np.int32(index))
             history.append(jax.device_get(values))
             on_step(index + 1, steps)
         return state, {name: np.stack([step[name] for step in history]) for name in history[0]}
@@ -164,41 +176,28 @@ class Trainer:
         if self._program is None:
             start = time.perf_counter()
             key = jax.random.key(0)
-            order = self._permutation(key, len(images))
+            data = EpochData(images, labels, self._permutation(key, len(images)), key)
             function, index = (self._epoch, ()) if self._scan else (self._step, (np.int32(0),))
-            jitted = jax.jit(function, donate_argnums=0)
-            lowered = jitted.lower(state, images, labels, order, key, *index)
-            self._program = lowered.compile()
+            self._program = jax.jit(function, donate_argnums=0).lower(state, data, *index).compile()
             self.compile_seconds = time.perf_counter() - start
         return self._program
 
-    def _epoch(
-        self,
-        state: TrainState,
-        images: jax.Array,
-        labels: jax.Array,
-        order: jax.Array,
-        key: jax.Array,
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _epoch(self, state: TrainState, data: EpochData) -> tuple[TrainState, dict[str, jax.Array]]:
         def body(state: TrainState, index: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-            return self._step(state, images, labels, order, key, index)
+            return self._step(state, data, index)
 
-        return jax.lax.scan(body, state, jnp.arange(len(images) // self._recipe.batch_size))
+        return jax.lax.scan(body, state, jnp.arange(len(data.images) // self._recipe.batch_size))
 
     def _step(
-        self,
-        state: TrainState,
-        images: jax.Array,
-        labels: jax.Array,
-        order: jax.Array,
-        key: jax.Array,
-        index: jax.Array,
+        self, state: TrainState, data: EpochData, index: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         recipe = self._recipe
-        chosen = jax.lax.dynamic_slice_in_dim(order, index * recipe.batch_size, recipe.batch_size)
-        batch = random_crop_flip(jax.random.fold_in(key, index), images[chosen], flip=recipe.flip)
+        size = recipe.batch_size
+        chosen = jax.lax.dynamic_slice_in_dim(data.order, index * size, size)
+        key = jax.random.fold_in(data.key, index)
+        batch = random_crop_flip(key, data.images[chosen], flip=recipe.flip)
         batch = normalize(batch, recipe.mean, recipe.std, recipe.dtype)
-        targets = labels[chosen]
+        targets = data.labels[chosen]
 
         def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
             model = nnx.merge(self._train_graph, params, state.model_state, copy=True)

@@ -1,0 +1,192 @@
+"""The main job from its command line: whole, killed, resumed, interrupted and misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cifar
+from benchmarks.experiment import Comparison
+from benchmarks.records import read_record, read_records
+from benchmarks.training import Trainer
+
+ROOT = Path(cifar.__file__).parents[1]
+TINY = ["--train-images=64", "--test-images=40", "--width=0.25", "--batch-size=32", "--seeds=1"]
+TIMES = ("wall_seconds", "compute_seconds")
+DEADLINE = 120  # seconds
+
+
+def arguments(out, *more):
+    return [*TINY, "--out", str(out), *more]
+
+
+def numbers(record):
+    """A record's results without its times."""
+    epochs = [
+        {key: value for key, value in entry.items() if key not in TIMES}
+        for entry in record["epochs"]
+    ]
+    return record["config"], epochs, record["final"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of one method, two epochs."""
+    out = tmp_path_factory.mktemp("finished")
+    assert cifar.main(arguments(out, "--methods", "sgd", "--epochs", "2")) == 0
+    return out
+
+
+def test_a_run_leaves_records_tables_and_figures_and_no_checkpoints(finished):
+    record = read_record(finished / "runs" / "sgd_seed0.json")
+    assert [entry["epoch"] for entry in record["epochs"]] == [1, 2]
+    assert record["epochs"][0]["lr"] == pytest.approx(0.1)
+    assert record["epochs"][1]["lr"] == pytest.approx(0.05)
+    assert record["steps_per_epoch"] == 2
+    for name in (*TIMES, "train_loss", "train_top1", "test_loss", "test_top1", "test_top5"):
+        assert record["epochs"][0][name] >= 0
+    for name in ("summary.md", "summary.json", "runs.csv", "figures/learning_curves.png"):
+        assert (finished / name).stat().st_size > 0
+    assert not list((finished / "checkpoints").iterdir())
+
+
+def test_a_record_tells_the_setting_but_not_the_place(finished):
+    record = read_record(finished / "runs" / "sgd_seed0.json")
+    assert record["config"]["dataset"] == "digits"
+    assert {"python", "jax", "jaxlib", "flax", "optax", "samax"} <= set(record["versions"])
+    assert record["hardware"]["backend"] == "cpu"
+    text = json.dumps(record)
+    assert os.uname().nodename not in text
+    assert str(finished) not in text
+    assert str(ROOT) not in text
+
+
+def test_a_finished_run_is_not_repeated(finished, monkeypatch, capsys):
+    before = read_records(finished)
+    monkeypatch.setattr(Trainer, "train_epoch", None)
+    assert cifar.main(arguments(finished, "--methods", "sgd", "--epochs", "2")) == 0
+    assert read_records(finished) == before
+    assert "| sgd" in capsys.readouterr().out
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished, capsys):
+    assert cifar.main(arguments(finished, "--methods", "sam", "--epochs", "3")) != 0
+    assert "epochs=2 there but 3 now. Choose another --out" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on_and_loses_no_epoch(tmp_path, monkeypatch, capsys):
+    train_epoch = Trainer.train_epoch
+    calls = []
+
+    def interrupted(self, *args):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+    command = arguments(tmp_path, "--methods", "sgd@2", "--epochs", "1")
+    assert cifar.main(command) == 130
+    assert "to continue, repeat" in capsys.readouterr().err
+    assert cifar.main([*command[:-1], "2"]) != 0
+    assert "holds a run of another configuration: epochs=1" in capsys.readouterr().err
+    assert cifar.main(command) == 0
+    record = read_record(tmp_path / "runs" / "sgd@2_seed0.json")
+    assert record["resumed_after_epochs"] == [1]
+    assert len(record["epochs"]) == 2
+    assert len(calls) == 3
+
+
+def start(out):
+    command = ["--methods", "samar", "--epochs", "12", "--label-noise", "0.4"]
+    out.mkdir(exist_ok=True)
+    with (out / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.cifar", *arguments(out, *command)],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def test_a_killed_run_ends_with_the_same_numbers_bit_for_bit(tmp_path):
+    whole = start(tmp_path / "whole")
+    killed = start(tmp_path / "killed")
+    try:
+        checkpoints = tmp_path / "killed" / "checkpoints" / "samar_seed0"
+        limit = time.monotonic() + DEADLINE
+        while not any((checkpoints / str(epoch)).exists() for epoch in range(2, 13)):
+            assert killed.poll() is None, (tmp_path / "killed" / "log").read_text()
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait(DEADLINE) == -signal.SIGKILL
+        name = Path("runs", "samar_seed0.json")
+        assert not (tmp_path / "killed" / name).exists()
+        resumed = start(tmp_path / "killed")
+        assert resumed.wait(DEADLINE) == 0
+        assert whole.wait(DEADLINE) == 0
+    finally:
+        whole.kill()
+        killed.kill()
+    record = read_record(tmp_path / "killed" / name)
+    assert record["resumed_after_epochs"]
+    assert numbers(record) == numbers(read_record(tmp_path / "whole" / name))
+    assert record["epochs"][-1]["adaptive_weight"] > 0
+
+
+def test_label_noise_is_in_the_training_labels_alone(tmp_path, monkeypatch):
+    seen = {}
+
+    def train_epoch(self, *args):
+        seen["train"] = args[2]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(Trainer, "compile", lambda *args: None)
+    command = arguments(tmp_path, "--methods", "sgd", "--label-noise", "0.25")
+    cifar.main(command)
+    clean = cifar.load(cifar.parse_arguments(command))
+    assert (clean.train_labels != seen["train"]).sum() == 16
+
+
+def test_seeds_change_the_training_but_not_the_images():
+    dataset = cifar.load(cifar.parse_arguments(TINY))
+    assert len(dataset.train_labels) == 64
+    assert len(dataset.test_labels) == 40
+    again = cifar.load(cifar.parse_arguments([*TINY, "--seed-start", "5"]))
+    assert (again.train_images == dataset.train_images).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "adam"], "Unknown method 'adam'; the methods are"),
+        (["--methods", "sam:rho=-1"], "Method 'sam:rho=-1'"),
+        (["--epochs", "0"], "--epochs must be 1 or more, got 0"),
+        (["--lr", "-1"], "--lr must be in [0, inf), got -1"),
+        (["--label-smoothing", "1"], "--label-smoothing must be in [0, 1), got 1"),
+        (["--label-noise", "2"], "2.0"),
+        (["--train-images", "9999"], "9999"),
+        (["--width", "-1"], "width=-1"),
+        (["--data", "no/such/place"], "no/such/place"),
+    ],
+)
+def test_misuse_is_one_line(tmp_path, capsys, more, message):
+    assert cifar.main(arguments(tmp_path, *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_unfinished_comparison_of_another_kind_is_found_before_training(finished):
+    dataset = cifar.load(cifar.parse_arguments(TINY))
+    settings = cifar.settings(cifar.parse_arguments([*TINY, "--lr", "0.2"]), dataset)
+    with pytest.raises(ValueError, match="another configuration"):
+        Comparison(dataset, settings, finished)

@@ -1,0 +1,172 @@
+"""The training step: what enters it, what leaves it, and that its two loops agree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import samax
+from benchmarks.methods import METHODS, parse_method, parse_methods
+from benchmarks.training import Recipe, Trainer
+
+CLASSES = 6
+COUNT = 40
+RECIPE = Recipe(batch_size=16, mean=(0.5,), std=(0.25,), label_smoothing=0.1)
+
+
+class Model(nnx.Module):
+    """The least that has a convolution and batch statistics."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 4, (3, 3), strides=3, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.linear = nnx.Linear(4 * 4 * 4, CLASSES, rngs=rngs)
+
+    def __call__(self, images):
+        features = nnx.relu(self.norm(self.conv(images)))
+        return self.linear(features.reshape(len(images), -1))
+
+
+def build_model(seed):
+    return Model(nnx.Rngs(seed))
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (COUNT, 12, 12, 1), dtype=np.uint8)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, CLASSES, COUNT, dtype=np.int32))
+
+
+def trainer(method=None, scan=False):
+    method = optax.identity() if method is None else method
+    return Trainer(build_model, optax.chain(method, optax.sgd(0.1, momentum=0.9)), RECIPE, scan)
+
+
+def one_epoch(a_trainer, data, key=0):
+    return a_trainer.train_epoch(a_trainer.init(0), *data, jax.random.key(key))
+
+
+@pytest.fixture(scope="module")
+def sgd_epoch(data):
+    return one_epoch(trainer(), data)
+
+
+@pytest.fixture(scope="module")
+def sam_epoch(data):
+    return one_epoch(trainer(samax.sam(0.05, track=True)), data)
+
+
+def test_the_scanned_epoch_is_the_dispatched_one(data, sam_epoch):
+    scanned = one_epoch(trainer(samax.sam(0.05, track=True), scan=True), data)
+    assert sam_epoch[1].keys() == scanned[1].keys()
+    for one, other in zip(jax.tree.leaves(sam_epoch), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+
+
+def test_an_epoch_is_a_function_of_its_key(data, sgd_epoch):
+    a_trainer = trainer()
+    again, other = one_epoch(a_trainer, data), one_epoch(a_trainer, data, key=1)
+    for one, two in zip(jax.tree.leaves(sgd_epoch), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(sgd_epoch[1]["train_loss"], other[1]["train_loss"])
+
+
+def test_every_step_of_whole_batches_is_reported(sgd_epoch, sam_epoch):
+    assert set(sgd_epoch[1]) == {"train_loss", "train_top1"}
+    assert {"clean_loss", "perturbed_loss", "grad_cosine"} < set(sam_epoch[1])
+    for values in sam_epoch[1].values():
+        assert values.shape == (COUNT // RECIPE.batch_size,)
+    np.testing.assert_array_equal(sam_epoch[1]["clean_loss"], sam_epoch[1]["train_loss"])
+    np.testing.assert_allclose(sam_epoch[1]["perturbation_norm"], 0.05, rtol=1e-5)
+
+
+def test_the_perturbed_pass_leaves_no_batch_statistics(data):
+    one_batch = tuple(array[: RECIPE.batch_size] for array in data)
+    base, _ = one_epoch(trainer(), one_batch)
+    sam, _ = one_epoch(trainer(samax.sam(0.5)), one_batch)
+    statistics = zip(
+        jax.tree.leaves(base.model_state), jax.tree.leaves(sam.model_state), strict=True
+    )
+    for clean, kept in statistics:
+        np.testing.assert_allclose(clean, kept, rtol=1e-5, atol=1e-7)
+    params = zip(jax.tree.leaves(base.params), jax.tree.leaves(sam.params), strict=True)
+    assert any(not np.allclose(one, other, atol=1e-4) for one, other in params)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_evaluation_counts_every_image_once(data, scan):
+    images, labels = (jnp.concatenate([array] * 8) for array in data)  # more than one batch
+    a_trainer = trainer(scan=scan)
+    state = a_trainer.init(0)
+    found = a_trainer.evaluate(state, images, labels)
+
+    model = build_model(0)
+    model.eval()
+    logits = model((images / 255 - 0.5) / 0.25)
+    ranks = np.argsort(-np.asarray(logits), axis=1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-4)
+    assert found["top1"] == pytest.approx(np.mean(ranks[:, 0] == np.asarray(labels)))
+    assert found["top5"] == pytest.approx(
+        np.mean((ranks[:, :5] == np.asarray(labels)[:, None]).any(1))
+    )
+
+
+def test_compilation_is_timed_once(data):
+    a_trainer = trainer()
+    state = a_trainer.init(0)
+    program = a_trainer.compile(state, *data)
+    seconds = a_trainer.compile_seconds
+    assert seconds > 0
+    assert a_trainer.compile(state, *data) is program
+    assert a_trainer.compile_seconds == seconds
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_builds_and_updates(name):
+    tx = optax.with_extra_args_support(parse_method(name).build())
+    params = {"w": jnp.array([1.0, -2.0])}
+
+    def loss(params):
+        return jnp.sum(params["w"] ** 2)
+
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, _ = tx.update(grads, tx.init(params), params, value=value, value_fn=loss)
+    assert np.isfinite(updates["w"]).all()
+
+
+def test_a_method_is_read_with_its_settings_and_factor():
+    spec = parse_method("vasso:theta=0.2:rho=0.1@3")
+    assert spec.name == "vasso"
+    assert spec.hyperparameters == {"rho": 0.1, "theta": 0.2}
+    assert spec.epoch_factor == 3
+    assert [spec.label for spec in parse_methods("sgd, sgd@2,sam:rho=0.1")] == [
+        "sgd",
+        "sgd@2",
+        "sam:rho=0.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adam", "Unknown method 'adam'; the methods are sgd, sam, usam"),
+        ("sam:rho", "'rho' must be key=number"),
+        ("sgd@0", "'@0' must be"),
+        ("sgd@x", "'@x' must be"),
+        ("", "at least one method"),
+        ("sam,sgd,sam", "none twice"),
+    ],
+)
+def test_a_bad_method_is_one_clear_error(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_methods(text)
+
+
+@pytest.mark.parametrize("text", ["sam:radius=0.1", "sam:rho=-1"])
+def test_a_bad_setting_names_the_method(text):
+    with pytest.raises(ValueError, match="Method 'sam:r"):
+        parse_method(text).build()
