@@ -1,8 +1,11 @@
 """Configuration of the whole test suite."""
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
+import jax
+import pytest
 
 # Before matplotlib is imported: the tests need no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -11,3 +14,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # is a failure on every machine.
 hypothesis.settings.register_profile("samax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("samax")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Float64 for one test: the others run as users do, in float32."""
+    if hasattr(jax, "enable_x64"):
+        context = jax.enable_x64(True)
+    else:  # JAX 0.6 and 0.7
+        from jax.experimental import enable_x64
+
+        context = enable_x64(True)
+    with context:
+        yield
