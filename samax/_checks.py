@@ -34,12 +34,11 @@ def check_scalar(
         return value
     closed_high = include_high and np.isfinite(high)
     interval = f"{'[' if include_low else '('}{low:g}, {high:g}{']' if closed_high else ')'}"
-    try:
-        number = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    number = np.asarray(value)
+    if not (jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)):
         raise TypeError(
             f"{name} must be a number in {interval}, got {value!r} of type {type(value).__name__}."
-        ) from None
+        )
     if number.ndim:
         raise TypeError(
             f"{name} must be one number, got an array of shape {number.shape}; "

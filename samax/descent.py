@@ -242,16 +242,18 @@ def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraA
         del params, extra_args
         clean = require_clean_gradient("surrogate_gap", clean_grad)
         unit = normalized(updates)
-        along = vdot(clean, unit)
+        # The perturbed gradient has no orthogonal component: that of the difference is the same,
+        # loses no digits where the two gradients are close, and is exactly zero at rho = 0.
+        difference = jax.tree.map(_difference, clean, updates)
+        along = vdot(difference, unit)
         # The unit vector is zero where the perturbed gradient is zero or not finite.
-        has_direction = norm(unit) > 0
-        strength = jnp.where(has_direction, _at(alpha, state.count), 0.0)
+        strength = jnp.where(norm(unit) > 0, _at(alpha, state.count), 0.0)
 
-        def remove(g: jax.Array, perturbed: jax.Array, u: jax.Array) -> jax.Array:
-            orthogonal = jnp.where(jnp.isfinite(g), g - along.astype(g.dtype) * u, 0.0)
-            return perturbed - strength.astype(g.dtype) * orthogonal
+        def remove(d: jax.Array, perturbed: jax.Array, u: jax.Array) -> jax.Array:
+            orthogonal = d - along.astype(d.dtype) * u
+            return perturbed + strength.astype(d.dtype) * orthogonal
 
-        direction = jax.tree.map(remove, clean, updates, unit)
+        direction = jax.tree.map(remove, difference, updates, unit)
         return direction, SurrogateGapState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -308,7 +310,7 @@ def decoupled(
         step, base_state = base.update(clean, state.optimizer, params, **extra_args)
         scale = _at(learning_rate, state.count) * _at(weight, state.count)
         step = jax.tree.map(
-            lambda s, g, p: s - (scale * (p - g)).astype(s.dtype), step, clean, updates
+            lambda s, g, p: s - (scale * _difference(g, p)).astype(s.dtype), step, clean, updates
         )
         return step, DecoupledState(base_state, optax.safe_increment(state.count))
 
@@ -320,10 +322,12 @@ def _at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
 
 
 def _interpolate(clean: optax.Updates, perturbed: optax.Updates, weight: jax.Array) -> Any:
-    """`clean + weight (perturbed - clean)`; an entry that is infinite in `clean` stays so."""
+    """`clean + weight (perturbed - clean)`."""
+    return jax.tree.map(
+        lambda g, p: g + (weight * _difference(g, p)).astype(g.dtype), clean, perturbed
+    )
 
-    def move(g: jax.Array, p: jax.Array) -> jax.Array:
-        difference = jnp.where(jnp.isfinite(g), p - g, 0.0)
-        return g + (weight * difference).astype(g.dtype)
 
-    return jax.tree.map(move, clean, perturbed)
+def _difference(clean: jax.Array, perturbed: jax.Array) -> jax.Array:
+    """`perturbed - clean`, and no NaN from infinity minus infinity: zero where clean is not finite."""
+    return jnp.where(jnp.isfinite(clean), perturbed - clean, 0.0)
