@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.records import Record
 
 Runs = dict[str, dict[int, Record]]
+Colours = dict[str, str]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; SGD is the grey reference.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#6A3D9A")
@@ -28,13 +28,21 @@ _STYLE = {
 
 
 def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> None:
-    """Writes the comparison's PNG files to a folder."""
+    """Writes the comparison's PNG files to a folder.
+
+    Args:
+        folder: Created if missing.
+        runs: Records by method and seed.
+        title: The settings, over every figure.
+        equal_time: The time to mark, in seconds, or None.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    colours = _palette(runs)
     with mpl.rc_context(_STYLE):
         drawings = {
-            "accuracy": _accuracy(runs, title),
-            "learning_curves": _learning_curves(runs, title),
-            "accuracy_against_time": _against_time(runs, title, equal_time),
+            "accuracy": _accuracy(runs, colours),
+            "learning_curves": _learning_curves(runs, colours),
+            "accuracy_against_time": _against_time(runs, colours, equal_time),
         }
         adaptive = {
             label: seeds
@@ -42,23 +50,28 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
             if "adaptive_weight" in next(iter(seeds.values()))["epochs"][0]
         }
         if adaptive:
-            drawings["samar"] = _adaptive(adaptive, title)
+            drawings["samar"] = _adaptive(adaptive, colours)
         for name, figure in drawings.items():
+            figure.suptitle(title, fontsize=10)
             figure.savefig(folder / f"{name}.png", bbox_inches="tight", facecolor="white")
 
 
-def _accuracy(runs: Runs, title: str) -> Figure:
+def _accuracy(runs: Runs, colours: Colours) -> Figure:
     """Last-10 test accuracy and generalization gap of each method, one dot a seed."""
     figure = Figure(figsize=(9, 1.4 + 0.42 * len(runs)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     panels = (
-        ("last10_test_top1", "test top-1 (%), mean of the last 10 epochs"),
+        (
+            "last10_test_top1",
+            "test top-1 (%), mean of the last 10 epochs\n"
+            "(dots: seeds; diamond: mean ± standard deviation)",
+        ),
         ("generalization_gap", "generalization gap (points), train - test"),
     )
     for axis, (name, label) in zip(axes, panels, strict=True):
         for row, (method, seeds) in enumerate(runs.items()):
             values = 100 * np.array([record["final"][name] for record in seeds.values()])
-            colour = _colour(method, runs)
+            colour = colours[method]
             axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
             error = values.std(ddof=1) if len(values) > 1 else 0
             axis.errorbar(values.mean(), row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
@@ -77,13 +90,10 @@ def _accuracy(runs: Runs, title: str) -> Figure:
         axis.margins(x=0.12)
         axis.set_ylim(len(runs) - 0.4, -0.75)
     axes[0].set_yticks(range(len(runs)), list(runs))
-    figure.suptitle(
-        _wrapped(title, 90) + "\ndiamond: mean ± standard deviation over seeds", fontsize=10
-    )
     return figure
 
 
-def _learning_curves(runs: Runs, title: str) -> Figure:
+def _learning_curves(runs: Runs, colours: Colours) -> Figure:
     figure = Figure(figsize=(13, 4), layout="constrained")
     axes = figure.subplots(1, 3)
     panels = (
@@ -97,23 +107,22 @@ def _learning_curves(runs: Runs, title: str) -> Figure:
             values = scale * _matrix(seeds, name)
             curves[method] = values
             epochs = np.arange(1, values.shape[1] + 1)
-            _band(axis, epochs, values, method, _colour(method, runs))
-        axis.set_xlabel("epoch")
+            _band(axis, epochs, values, method, colours[method])
+        axis.set_xlabel("epoch (line and band: mean ± standard deviation)")
         axis.set_ylabel(label)
         _zoom(axis, curves)
     _legend(figure, axes[0])
-    figure.suptitle(_wrapped(title + "; mean and standard deviation over seeds"), fontsize=10)
     return figure
 
 
-def _against_time(runs: Runs, title: str, equal_time: float | None) -> Figure:
+def _against_time(runs: Runs, colours: Colours, equal_time: float | None) -> Figure:
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axis = figure.subplots()
     curves = {}
     for method, seeds in runs.items():
         times = np.cumsum(_matrix(seeds, "compute_seconds"), axis=1).mean(0)
         curves[method] = values = 100 * _matrix(seeds, "test_top1")
-        colour = _colour(method, runs)
+        colour = colours[method]
         _band(axis, times, values, method, colour)
         axis.plot(times[-1], values[:, -1].mean(), "o", color=colour, ms=6, zorder=4)
     _zoom(axis, curves)
@@ -132,11 +141,10 @@ def _against_time(runs: Runs, title: str, equal_time: float | None) -> Figure:
     axis.set_xlabel(f"training time ({clock} seconds, without compilation and evaluation)")
     axis.set_ylabel("test top-1 (%)")
     _legend(figure, axis)
-    figure.suptitle(_wrapped(title + "; a dot ends a run", 90), fontsize=10)
     return figure
 
 
-def _adaptive(runs: Runs, title: str) -> Figure:
+def _adaptive(runs: Runs, colours: Colours) -> Figure:
     figure = Figure(figsize=(8.5, 5.6), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     panels = (
@@ -146,16 +154,15 @@ def _adaptive(runs: Runs, title: str) -> Figure:
     for axis, (name, label) in zip(axes, panels, strict=True):
         for method, seeds in runs.items():
             values = _matrix(seeds, name)
-            epochs, colour = np.arange(1, values.shape[1] + 1), _colour(method, runs)
+            epochs, colour = np.arange(1, values.shape[1] + 1), colours[method]
             _band(axis, epochs, values, method, colour)
             axis.plot(epochs, values.T, color=colour, lw=0.6, alpha=0.5)
         axis.axhline(1, color="0.4", lw=1, ls=":")
         axis.set_ylabel(label)
     axes[0].set_title(r"dotted: $\lambda = 1$ is SAM, 0 the base optimizer", fontsize=9, loc="left")
     axes[1].set_title(r"dotted: equally sharp; above it $\lambda$ grows", fontsize=9, loc="left")
-    axes[1].set_xlabel("epoch")
+    axes[1].set_xlabel("epoch (thin lines: seeds)")
     _legend(figure, axes[0])
-    figure.suptitle(_wrapped(title + "; thin lines: seeds", 90), fontsize=10)
     return figure
 
 
@@ -192,17 +199,13 @@ def _zoom(axis: Axes, curves: dict[str, np.ndarray]) -> None:
     axis.set_ylim(low - margin, high + margin)
 
 
-def _colour(method: str, runs: Runs) -> str:
-    if method.startswith("sgd"):
-        return "0.15" if method == "sgd" else "0.5"
+def _palette(runs: Runs) -> Colours:
+    """Returns a colour for each method, the same in every figure."""
     others = [label for label in runs if not label.startswith("sgd")]
-    return _COLOURS[others.index(method) % len(_COLOURS)]
+    colours = {label: _COLOURS[index % len(_COLOURS)] for index, label in enumerate(others)}
+    return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in runs}
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
-
-
-def _wrapped(text: str, width: int = 110) -> str:
-    return textwrap.fill(text, width, break_on_hyphens=False)

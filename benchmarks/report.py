@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,17 @@ DOUBLED = "sgd@2"
 Runs = dict[str, dict[int, Record]]
 """Records by method label and seed."""
 
-_NOTES = """
-Mean ± standard deviation over seeds; a difference is paired by seed, ± its standard error.
-
-Top-1 and top-5 are the last epoch's, on the test images; 'last 10' is the mean over the last ten
-epochs. Train top-1 is measured in evaluation mode, without augmentation, on as many training images
-as there are test images{labels}. The gap is train minus test, last 10.
-
-Time is that of the training steps ({clock}), without compilation and evaluation; an epoch's time is
-the median over epochs and seeds. Equal time is {budget}. The accuracy there is that of the last
-epoch that had ended by then. A cosine schedule that is cut there still has a high learning rate, so
-`sgd@2`, SGD trained for twice the epochs with its schedule over all of them, is the fair comparison
-at SAM's cost.
-"""
+_NOTES = (
+    "Mean ± standard deviation over seeds; a difference is paired by seed, ± its standard error.",
+    "Top-1 and top-5 are the last epoch's, on the test images; 'last 10' is the mean over the last "
+    "ten epochs. Train top-1 is measured in evaluation mode, without augmentation, on as many "
+    "training images as there are test images{labels}. The gap is train minus test, last 10.",
+    "Time is that of the training steps ({clock}), without compilation and evaluation; an epoch's "
+    "time is the median over epochs and seeds. Equal time is {budget}. The accuracy there is that "
+    "of the last epoch that had ended by then. A cosine schedule that is cut there still has a "
+    "high learning rate, so `sgd@2`, SGD trained for twice the epochs with its schedule over all "
+    "of them, is the fair comparison at SAM's cost.",
+)
 
 
 def write(folder: Path) -> str:
@@ -63,7 +62,7 @@ def write(folder: Path) -> str:
     write_text(folder / "summary.md", text)
     write_text(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
     write_text(folder / "runs.csv", to_csv(records))
-    figures.write(folder / "figures", runs, title(records[0]), equal_time(runs))
+    figures.write(folder / "figures", runs, "\n".join(title(records[0])), equal_time(runs))
     return text
 
 
@@ -136,20 +135,23 @@ def accuracy_at(record: Record, seconds: float) -> float | None:
     return record["epochs"][ended - 1]["test_top1"] if ended else None
 
 
-def title(record: Record) -> str:
-    """Returns a comparison's settings in one line."""
+def title(record: Record) -> tuple[str, str]:
+    """Returns a comparison's subject and its settings."""
     config = record["config"]
-    parts = [
+    heading = (
         f"{config['dataset']}: {config['model']} x{config['width']:g}"
-        f" ({record['parameters']:,} parameters)",
+        f" ({record['parameters']:,} parameters)"
+    )
+    details = [
         f"{config['train_images']:,} training and {config['test_images']:,} test images",
-        f"{config['epochs']} epochs, batch {config['batch_size']}",
+        f"{config['epochs']} epochs",
+        f"batch {config['batch_size']}",
     ]
     if config["label_noise"]:
-        parts.append(f"{100 * config['label_noise']:g} % wrong training labels")
+        details.append(f"{100 * config['label_noise']:g} % wrong training labels")
     if config["label_smoothing"]:
-        parts.append(f"label smoothing {config['label_smoothing']:g}")
-    return ", ".join(parts)
+        details.append(f"label smoothing {config['label_smoothing']:g}")
+    return heading, ", ".join(details)
 
 
 def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
@@ -189,30 +191,35 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         if BASELINE in runs:
             line.append(_difference(row.get(f"top1_at_equal_time_minus_{BASELINE}")))
         speed.append(line)
-    notes = _NOTES.format(
-        clock=clock,
-        labels=", with the noisy labels" if record["config"]["label_noise"] else "",
-        budget=(
-            f"the {budget:.4g} s of the shortest `sgd` run" if budget else "undefined without `sgd`"
-        ),
+    terms = {
+        "clock": clock,
+        "labels": ", with the noisy labels" if record["config"]["label_noise"] else "",
+        "budget": f"the {budget:.4g} s of the shortest `{BASELINE}` run"
+        if budget
+        else f"undefined without `{BASELINE}`",
+    }
+    chosen = (next(iter(seeds.values()))["config"] for seeds in runs.values())
+    settings = "; ".join(
+        f"{config['method']}: {_settings(config)}" for config in chosen if config["hyperparameters"]
     )
+    notes = [f"Hyper-parameters: {settings}." if settings else ""]
+    notes = [textwrap.fill(note.format(**terms), 100) for note in (*notes, *_NOTES) if note]
     seeds = sorted({seed for method in runs.values() for seed in method})
     where = f"{hardware['device']}, {hardware['count']} {'core(s)' if on_cpu else 'device(s)'}"
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("jax", "flax", "optax"))
-    head = f"# {title(record)}\n\nSeeds {', '.join(map(str, seeds))}; {where}; {versions}.\n"
-    return "\n".join([head, _table(accuracy), "", _table(speed), notes])
+    heading, details = title(record)
+    head = f"# {heading}\n\n{details}. Seeds {', '.join(map(str, seeds))}; {where}; {versions}.\n"
+    return "\n".join([head, _table(accuracy), "", _table(speed), "", "\n\n".join(notes), ""])
 
 
 def to_csv(records: Iterable[Record]) -> str:
     """Returns one line a run: its configuration, final metrics and times."""
     lines = []
     for record in records:
-        config = dict(record["config"])
-        settings = config.pop("hyperparameters")
-        config["hyperparameters"] = " ".join(f"{key}={value:g}" for key, value in settings.items())
         lines.append(
             {
-                **config,
+                **record["config"],
+                "hyperparameters": _settings(record["config"]),
                 **record["final"],
                 "training_seconds": total_seconds(record),
                 "compile_seconds": record["compile_seconds"],
@@ -224,6 +231,10 @@ def to_csv(records: Iterable[Record]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()
+
+
+def _settings(config: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value:g}" for key, value in config["hyperparameters"].items())
 
 
 def _final(name: str) -> Callable[[Record], float | None]:
