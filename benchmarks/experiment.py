@@ -259,5 +259,5 @@ def _crc32(dataset: Dataset) -> int:
         dataset.test_images,
         dataset.test_labels,
     ):
-        crc = zlib.crc32(np.ascontiguousarray(array), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     return crc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ Colours = dict[str, str]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; SGD is the grey reference.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#6A3D9A")
-_STYLE = {
+_STYLE: Any = {
     "figure.dpi": 130,
     "font.size": 10,
     "axes.spines.top": False,

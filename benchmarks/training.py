@@ -113,7 +113,7 @@ class Trainer:
 
     def init(self, seed: int) -> TrainState:
         """Returns freshly initialized parameters, batch statistics and optimizer state."""
-        _, params, model_state = nnx.split(self._build_model(seed), nnx.Param, ...)
+        params, model_state = _split(self._build_model(seed))
         # Under jit no two leaves share a buffer, as equal constants may: steps donate each once.
         return TrainState(params, model_state, jax.jit(self._tx.init)(params))
 
@@ -205,7 +205,7 @@ class Trainer:
             one_hot = jax.nn.one_hot(targets, logits.shape[-1])
             smoothed = optax.smooth_labels(one_hot, recipe.label_smoothing)
             loss = optax.softmax_cross_entropy(logits, smoothed).mean()
-            return loss, (nnx.split(model, nnx.Param, ...)[2], logits)
+            return loss, (_split(model)[1], logits)
 
         # Only the clean pass keeps its batch statistics; the perturbed one starts from the same.
         (loss, (model_state, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -263,3 +263,9 @@ class Trainer:
 
         parts = jax.lax.scan(body, None, starts)[1]
         return jax.tree.map(lambda values: values.sum(0), parts)
+
+
+def _split(model: nnx.Module) -> tuple[nnx.State, nnx.State]:
+    """Returns the parameters and everything else that a step may change."""
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    return parts[1], parts[2]
