@@ -149,8 +149,8 @@ class Comparison:
         progress.start(f"{spec.label} seed {seed}", epochs, METHODS[spec.name].gradients, first)
         trainer.compile(state, self._train_images, labels)
         for epoch in range(first, epochs):
-            wall, cpu = time.perf_counter(), time.process_time()
             epoch_key = jax.random.fold_in(key, epoch)
+            wall, cpu = time.perf_counter(), time.process_time()
             state, metrics = trainer.train_epoch(
                 state, self._train_images, labels, epoch_key, progress.step
             )

@@ -175,7 +175,7 @@ class Trainer:
         """
         if self._program is None:
             start = time.perf_counter()
-            key = jax.random.key(0)
+            _, key = jax.random.split(jax.random.key(0))
             data = EpochData(images, labels, self._permutation(key, len(images)), key)
             function, index = (self._epoch, ()) if self._scan else (self._step, (np.int32(0),))
             self._program = jax.jit(function, donate_argnums=0).lower(state, data, *index).compile()
