@@ -138,11 +138,14 @@ def sharpness_aware(
     def init(params: optax.Params) -> SharpnessAwareState:
         check_parameters("params", params)
         wide = widen(params)
-        unknown = jnp.full((), jnp.nan, tree_wide_dtype(params))
+        dtype = tree_wide_dtype(params)
         return SharpnessAwareState(
             ascent=ascent.init(wide),
             descent=descent.init(wide),
-            metrics=SharpnessMetrics(*[unknown] * 7) if track else (),
+            # An array each: two of one buffer could not be donated.
+            metrics=SharpnessMetrics(*(jnp.full((), jnp.nan, dtype) for _ in range(7)))
+            if track
+            else (),
         )
 
     def update(

@@ -150,6 +150,19 @@ def test_what_is_not_known_is_tracked_as_nan(params):
     assert jax.tree.leaves(samax.sharpness_aware(sam_ascent()).init(params).metrics) == []
 
 
+def test_the_state_can_be_donated(params):
+    tx = samax.samar(0.1, track=True)
+    step = jax.jit(lambda state, p: run_once_more(tx, state, p), donate_argnums=0)
+    updates, state = step(tx.init(params), params)
+    _, state = step(state, params)
+    assert np.all(np.isfinite(state.metrics.perturbed_loss))
+
+
+def run_once_more(tx, state, params):
+    value, grads = jax.value_and_grad(loss_fn)(params)
+    return tx.update(grads, state, params, value=value, value_fn=loss_fn)
+
+
 def test_tracking_does_not_change_the_update_nor_add_an_evaluation(params):
     calls = []
 
