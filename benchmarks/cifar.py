@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--methods",
         # Measured: with minibatches SAMAR's smoothed ratio stays within about 3 % of 1, so that at
         # samax's own gamma of 0.1 lambda never leaves 1.
-        default="sgd,sam,samar:gamma=0.01",
+        default="sgd,sam,samar",
         help="names, with settings after colons (sam:rho=0.1) and a multiple of the epochs after "
         f"an @ (sgd@2), separated by commas; of {', '.join(METHODS)}",
     )

@@ -43,7 +43,9 @@ METHODS: dict[str, Method] = {
     ),
     "wsam": Method(samax.wsam, {"rho": 0.05, "gamma": 0.9}, "the authors' released defaults"),
     "gsam": Method(samax.gsam, {"rho": 0.05, "alpha": 0.2}, "the authors' CIFAR-10 example"),
-    "samar": Method(samax.samar, {"rho": 0.05}, "SAM's rho, samax's adaptive rule"),
+    # Measured: with minibatches the smoothed ratio stays within about 3 % of 1, so that at samax's
+    # own gamma of 0.1 lambda never leaves 1 and SAMAR is SAM.
+    "samar": Method(samax.samar, {"rho": 0.05, "gamma": 0.01}, "SAM's rho; gamma measured here"),
 }
 
 

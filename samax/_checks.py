@@ -35,7 +35,9 @@ def check_scalar(
     closed_high = include_high and np.isfinite(high)
     interval = f"{'[' if include_low else '('}{low:g}, {high:g}{']' if closed_high else ')'}"
     number = np.asarray(value)
-    if not (jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)):
+    if not (
+        jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)
+    ):
         raise TypeError(
             f"{name} must be a number in {interval}, got {value!r} of type {type(value).__name__}."
         )

@@ -28,9 +28,7 @@ def train(tx, steps=3, **extra):
     @jax.jit
     def step(params, state):
         value, grads = jax.value_and_grad(loss_fn)(params)
-        updates, state = tx.update(
-            grads, state, params, value=value, value_fn=loss_fn, **extra
-        )
+        updates, state = tx.update(grads, state, params, value=value, value_fn=loss_fn, **extra)
         return optax.apply_updates(params, updates), state
 
     params = initial()
@@ -49,8 +47,15 @@ def sam_sgd(rho=0.1, rate=0.05):
 
 
 def test_inject_hyperparams():
-    for recipe in (samax.sam, samax.usam, samax.asam, samax.vasso, samax.wsam, samax.gsam,
-                   samax.samar):
+    for recipe in (
+        samax.sam,
+        samax.usam,
+        samax.asam,
+        samax.vasso,
+        samax.wsam,
+        samax.gsam,
+        samax.samar,
+    ):
         injected = optax.inject_hyperparams(recipe)(rho=0.1)
         params, state = train(optax.chain(injected, optax.sgd(0.05)))
         assert_close(params, train(optax.chain(recipe(rho=0.1), optax.sgd(0.05)))[0])
@@ -91,9 +96,7 @@ def test_weight_decay_after_it_stays_out_of_the_ascent_and_in_the_loss_enters_it
     updates, _ = after.update(grads, after.init(params), params, value_fn=loss_fn)
     norm = optax.tree.norm(grads)
     point = jax.tree.map(lambda w, g: w + 0.1 * g / norm, params, grads)
-    expected = jax.tree.map(
-        lambda g, w: -0.05 * (g + decay * w), jax.grad(loss_fn)(point), params
-    )
+    expected = jax.tree.map(lambda g, w: -0.05 * (g + decay * w), jax.grad(loss_fn)(point), params)
     assert_close(updates, expected)
 
     decayed = lambda p: loss_fn(p) + 0.5 * decay * optax.tree.norm(p, squared=True)  # noqa: E731
@@ -181,8 +184,9 @@ def test_reduce_on_plateau_and_others_that_take_extra_arguments():
     search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
     tx = optax.chain(samax.sam(0.01), optax.scale(-1.0), search)
     params, grads = initial(), jax.grad(loss_fn)(initial())
-    updates, _ = tx.update(grads, tx.init(params), params, value=loss_fn(params), grad=grads,
-                           value_fn=loss_fn)
+    updates, _ = tx.update(
+        grads, tx.init(params), params, value=loss_fn(params), grad=grads, value_fn=loss_fn
+    )
     assert loss_fn(optax.apply_updates(params, updates)) < loss_fn(params)
 
 

@@ -92,9 +92,7 @@ def test_any_transformation_is_an_ascent_and_a_descent(params):
     # The first step of Adam is the sign of the gradient.
     moved = jax.tree.map(lambda w, g: w + 0.01 * jnp.sign(g), params, jax.grad(loss_fn)(params))
     perturbed = jax.grad(loss_fn)(moved)
-    np.testing.assert_allclose(
-        updates["w"], perturbed["w"] / optax.tree.norm(perturbed), rtol=1e-5
-    )
+    np.testing.assert_allclose(updates["w"], perturbed["w"] / optax.tree.norm(perturbed), rtol=1e-5)
     assert optax.tree.get(state, "count") == 1
 
 
@@ -171,9 +169,7 @@ def test_tracking_does_not_change_the_update_nor_add_an_evaluation(params):
         return loss_fn(p)
 
     plain, _ = run_once(samax.sharpness_aware(sam_ascent()), params)
-    tracked, _ = run_once(
-        samax.sharpness_aware(sam_ascent(), track=True), params, value_fn=counted
-    )
+    tracked, _ = run_once(samax.sharpness_aware(sam_ascent(), track=True), params, value_fn=counted)
     assert len(calls) == 1
     jax.tree.map(np.testing.assert_array_equal, plain, tracked)
 
@@ -248,8 +244,10 @@ class TestErrors:
             self.tx.init(params | {"z": jnp.array(1j)})
 
     @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf")])
-    @pytest.mark.parametrize("method", [samax.sam, samax.usam, samax.asam, samax.vasso, samax.wsam,
-                                        samax.gsam, samax.samar])
+    @pytest.mark.parametrize(
+        "method",
+        [samax.sam, samax.usam, samax.asam, samax.vasso, samax.wsam, samax.gsam, samax.samar],
+    )
     def test_rho(self, method, rho):
         with pytest.raises(ValueError, match="rho must be finite and lie in"):
             method(rho)
@@ -257,7 +255,9 @@ class TestErrors:
     def test_rho_of_another_type(self):
         with pytest.raises(TypeError, match="rho must be a number"):
             samax.sam("0.05")
-        with pytest.raises(TypeError, match=r"rho must be one number, got an array of shape \(2,\)"):
+        with pytest.raises(
+            TypeError, match=r"rho must be one number, got an array of shape \(2,\)"
+        ):
             samax.sam(jnp.array([0.1, 0.2]))
 
     def test_schedules(self):
