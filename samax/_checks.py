@@ -119,7 +119,8 @@ def check_parameters(name: str, tree: Any) -> None:
 
 def check_same_tree(name: str, tree: Any, params: Any) -> None:
     """Raises a `ValueError` unless `tree` has the structure and the shapes of `params`."""
-    if jax.tree.structure(tree) != jax.tree.structure(params):
+    got: Any = jax.tree.structure(tree)
+    if got != jax.tree.structure(params):
         paths = {_show(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
         wanted = {_show(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
         differences = sorted(wanted ^ paths)[:3] or ["the types of its containers"]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import ScalarOrSchedule, check_schedule, check_scalar, check_transformation
+from samax._checks import ScalarOrSchedule, check_scalar, check_schedule, check_transformation
 from samax._numerics import all_finite, normalized, widen
 
 
@@ -37,18 +37,13 @@ def normalize(eps: jax.typing.ArrayLike = 0.0) -> optax.GradientTransformation:
 
     Examples:
       >>> import jax.numpy as jnp, samax
-      >>> unit, _ = samax.normalize().update({"w": jnp.array([3.0, 4.0])}, samax.normalize().init({}))
+      >>> grads, part = {"w": jnp.array([3.0, 4.0])}, samax.normalize()
+      >>> unit, _ = part.update(grads, part.init(grads))
       >>> print(unit["w"])
       [0.6 0.8]
     """
     check_scalar("eps", eps)
     return optax.stateless(lambda updates, params: normalized(widen(updates), eps))
-
-
-class ScaleByRhoState(NamedTuple):
-    """The number of updates so far, for a schedule."""
-
-    count: jax.Array
 
 
 def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformation:
@@ -81,17 +76,19 @@ def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformation:
     """
     check_schedule("rho", rho)
 
-    def init(params: optax.Params) -> ScaleByRhoState:
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
         del params
-        return ScaleByRhoState(count=jnp.zeros((), jnp.int32))
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
     def update(
-        updates: optax.Updates, state: ScaleByRhoState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, ScaleByRhoState]:
+        updates: optax.Updates,
+        state: optax.ScaleByScheduleState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
         del params
         radius = jnp.maximum(rho(state.count), 0.0) if callable(rho) else rho
         updates = jax.tree.map(lambda g: (g * radius).astype(g.dtype), updates)
-        return updates, ScaleByRhoState(count=optax.safe_increment(state.count))
+        return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)
 
@@ -125,13 +122,6 @@ def scale_by_abs_params(t0: jax.typing.ArrayLike = 0.0) -> optax.GradientTransfo
     return optax.stateless(scale)
 
 
-class GradientEmaState(NamedTuple):
-    """The moving average, and how many finite gradients it has seen."""
-
-    count: jax.Array
-    ema: optax.Updates
-
-
 def gradient_ema(theta: jax.typing.ArrayLike) -> optax.GradientTransformation:
     r"""Replaces the gradient by its exponential moving average, VaSSO's variance suppression.
 
@@ -151,13 +141,13 @@ def gradient_ema(theta: jax.typing.ArrayLike) -> optax.GradientTransformation:
     """
     check_scalar("theta", theta, high=1.0, include_low=False)
 
-    def init(params: optax.Params) -> GradientEmaState:
+    def init(params: optax.Params) -> optax.EmaState:
         ema = jax.tree.map(jnp.zeros_like, widen(params))
-        return GradientEmaState(count=jnp.zeros((), jnp.int32), ema=ema)
+        return optax.EmaState(count=jnp.zeros((), jnp.int32), ema=ema)
 
     def update(
-        updates: optax.Updates, state: GradientEmaState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, GradientEmaState]:
+        updates: optax.Updates, state: optax.EmaState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.EmaState]:
         del params
         updates = widen(updates)
         usable = all_finite(updates)
@@ -169,7 +159,7 @@ def gradient_ema(theta: jax.typing.ArrayLike) -> optax.GradientTransformation:
 
         ema = jax.tree.map(average, updates, state.ema)
         count = jnp.where(usable, optax.safe_increment(state.count), state.count)
-        return ema, GradientEmaState(count=count, ema=ema)
+        return ema, optax.EmaState(count=count, ema=ema)
 
     return optax.GradientTransformation(init, update)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from samax._checks import (
@@ -23,12 +24,6 @@ from samax._checks import (
 from samax._numerics import norm, normalized, tree_wide_dtype, vdot
 
 WeightRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-class WeightedState(NamedTuple):
-    """The number of updates so far, for a schedule."""
-
-    count: jax.Array
 
 
 def weighted(weight: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -50,22 +45,22 @@ def weighted(weight: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """
     check_schedule("weight", weight)
 
-    def init(params: optax.Params) -> WeightedState:
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
         del params
-        return WeightedState(count=jnp.zeros((), jnp.int32))
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
     def update(
         updates: optax.Updates,
-        state: WeightedState,
+        state: optax.ScaleByScheduleState,
         params: optax.Params | None = None,
         *,
         clean_grad: optax.Updates | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, WeightedState]:
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
         del params, extra_args
         clean = require_clean_gradient("weighted", clean_grad)
         direction = _interpolate(clean, updates, _at(weight, state.count))
-        return direction, WeightedState(count=optax.safe_increment(state.count))
+        return direction, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -162,8 +157,9 @@ def adaptive_weight(
     lowest, highest = (0.5 * initial_weight, 2.0 * initial_weight) if bounds is None else bounds
     if not any(isinstance(x, jax.core.Tracer) for x in (initial_weight, lowest, highest)):
         check_scalar("bounds[1]", highest)
-        check_scalar("bounds[0]", lowest, high=float(highest))
-        check_scalar("initial_weight", initial_weight, low=float(lowest), high=float(highest))
+        low, high = np.asarray(lowest).item(), np.asarray(highest).item()
+        check_scalar("bounds[0]", low, high=high)
+        check_scalar("initial_weight", initial_weight, low=low, high=high)
 
     def init(params: optax.Params) -> AdaptiveWeightState:
         dtype = tree_wide_dtype(params)
@@ -200,12 +196,6 @@ def adaptive_weight(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-class SurrogateGapState(NamedTuple):
-    """The number of updates so far, for a schedule."""
-
-    count: jax.Array
-
-
 def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     r"""Lowers the perturbed loss and the surrogate gap between it and the clean one, as GSAM does.
 
@@ -227,18 +217,18 @@ def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraA
     """
     check_schedule("alpha", alpha)
 
-    def init(params: optax.Params) -> SurrogateGapState:
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
         del params
-        return SurrogateGapState(count=jnp.zeros((), jnp.int32))
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
     def update(
         updates: optax.Updates,
-        state: SurrogateGapState,
+        state: optax.ScaleByScheduleState,
         params: optax.Params | None = None,
         *,
         clean_grad: optax.Updates | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, SurrogateGapState]:
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
         del params, extra_args
         clean = require_clean_gradient("surrogate_gap", clean_grad)
         unit = normalized(updates)
@@ -254,7 +244,7 @@ def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraA
             return perturbed + strength.astype(d.dtype) * orthogonal
 
         direction = jax.tree.map(remove, difference, updates, unit)
-        return direction, SurrogateGapState(count=optax.safe_increment(state.count))
+        return direction, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -263,7 +253,7 @@ class DecoupledState(NamedTuple):
     """The state of the wrapped optimizer, and the number of updates for the schedules."""
 
     optimizer: optax.OptState
-    count: jax.Array
+    step: jax.Array
 
 
 def decoupled(
@@ -296,7 +286,7 @@ def decoupled(
     base = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> DecoupledState:
-        return DecoupledState(optimizer=base.init(params), count=jnp.zeros((), jnp.int32))
+        return DecoupledState(optimizer=base.init(params), step=jnp.zeros((), jnp.int32))
 
     def update(
         updates: optax.Updates,
@@ -307,12 +297,15 @@ def decoupled(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DecoupledState]:
         clean = require_clean_gradient("decoupled", clean_grad)
-        step, base_state = base.update(clean, state.optimizer, params, **extra_args)
-        scale = _at(learning_rate, state.count) * _at(weight, state.count)
-        step = jax.tree.map(
-            lambda s, g, p: s - (scale * _difference(g, p)).astype(s.dtype), step, clean, updates
+        updates_of_base, base_state = base.update(clean, state.optimizer, params, **extra_args)
+        scale = _at(learning_rate, state.step) * _at(weight, state.step)
+        updates = jax.tree.map(
+            lambda u, g, p: u - (scale * _difference(g, p)).astype(u.dtype),
+            updates_of_base,
+            clean,
+            updates,
         )
-        return step, DecoupledState(base_state, optax.safe_increment(state.count))
+        return updates, DecoupledState(base_state, optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -329,5 +322,5 @@ def _interpolate(clean: optax.Updates, perturbed: optax.Updates, weight: jax.Arr
 
 
 def _difference(clean: jax.Array, perturbed: jax.Array) -> jax.Array:
-    """`perturbed - clean`, and no NaN from infinity minus infinity: zero where clean is not finite."""
+    """`perturbed - clean`, and zero, not NaN, where `clean` is not finite."""
     return jnp.where(jnp.isfinite(clean), perturbed - clean, 0.0)

@@ -53,9 +53,9 @@ def value_fn(
       ...     return value
       >>> value = train_step(model, optimizer, jnp.ones((8, 2)), jnp.ones((8, 1)))
     """
-    graphdef, _, rest = nnx.split(model, wrt, ...)
+    graphdef, *states = nnx.split(model, wrt, ...)
     # New variables around the same arrays: the clean pass assigns to the model's own.
-    rest = jax.tree.map(lambda leaf: leaf, rest)
+    rest = jax.tree.map(lambda leaf: leaf, states[1])
 
     def evaluate(params: Any) -> jax.Array:
         result = loss_fn(nnx.merge(graphdef, params, rest, copy=True), *args)

@@ -51,7 +51,7 @@ class SharpnessAwareState(NamedTuple):
 
     ascent: optax.OptState
     descent: optax.OptState
-    metrics: SharpnessMetrics | tuple[()]
+    metrics: SharpnessMetrics | optax.EmptyState
 
 
 def sharpness_aware(
@@ -145,7 +145,7 @@ def sharpness_aware(
             # An array each: two of one buffer could not be donated.
             metrics=SharpnessMetrics(*(jnp.full((), jnp.nan, dtype) for _ in range(7)))
             if track
-            else (),
+            else optax.EmptyState(),
         )
 
     def update(
@@ -191,11 +191,11 @@ def sharpness_aware(
         direction, descent_state = descent.update(
             perturbed, state.descent, params, clean_grad=clean, **extra_args
         )
-        metrics = ()
+        metrics = state.metrics
         if track:
             displacement = optax.tree.sub(widen(point), widen(params))
-            metrics = _measure(value, perturbed_value, clean, perturbed, displacement)
-            metrics = cast_like(metrics, state.metrics)
+            measured = _measure(value, perturbed_value, clean, perturbed, displacement)
+            metrics = cast_like(measured, metrics)
         state = SharpnessAwareState(ascent_state, descent_state, metrics)
         return cast_like(direction, updates), state
 

@@ -106,7 +106,7 @@ def test_the_mask_perturbs_some_leaves_with_the_norm_over_them_alone():
 
 
 def realized(params, rho, *parts):
-    """The displacement `fl(w + eps) - w` of SAM, relative to `eps`: its norm, and its projection."""
+    """SAM's displacement `fl(w + eps) - w` relative to `eps`: its norm, and its projection."""
     ascent = optax.chain(samax.normalize(), samax.scale_by_rho(rho), *parts)
     tx = samax.sharpness_aware(ascent, track=True)
     grads = jax.random.normal(jax.random.key(1), params.shape, params.dtype)

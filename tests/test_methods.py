@@ -210,7 +210,7 @@ def test_loss_scaled_float16_gradients_give_the_same_perturbation(name):
     grads = jax.grad(_loss_of_step)(jax.tree.map(lambda x: x.astype(jnp.float32), params), step=0)
     points = []
     for factor in (1.0, scale):
-        fn = lambda p: points.append(p) or p  # noqa: E731, B023
+        fn = lambda p: points.append(p) or p  # noqa: E731
         scaled = jax.tree.map(lambda g: (g * factor).astype(jnp.float16), grads)  # noqa: B023
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(scaled))
         tx.update(scaled, tx.init(params), params, grad_fn=fn)

@@ -151,7 +151,7 @@ def test_what_is_not_known_is_tracked_as_nan(params):
 def test_the_state_can_be_donated(params):
     tx = samax.samar(0.1, track=True)
     step = jax.jit(lambda state, p: run_once_more(tx, state, p), donate_argnums=0)
-    updates, state = step(tx.init(params), params)
+    _, state = step(tx.init(params), params)
     _, state = step(state, params)
     assert np.all(np.isfinite(state.metrics.perturbed_loss))
 
@@ -183,7 +183,7 @@ class TestErrors:
         return self.tx.update(jax.grad(loss_fn)(params), self.tx.init(params), params, **extra)
 
     def test_no_function(self, params):
-        with pytest.raises(ValueError, match="exactly one of value_fn, grad_fn.*got none"):
+        with pytest.raises(ValueError, match=r"exactly one of value_fn, grad_fn.*got none"):
             self.update(params)
 
     def test_two_functions(self, params):
@@ -201,7 +201,7 @@ class TestErrors:
     def test_auxiliary_output(self, params):
         with pytest.raises(TypeError, match=r"value_fn\(params\) must be a scalar loss, got a tup"):
             self.update(params, value_fn=lambda p: (loss_fn(p), {"accuracy": 1.0}))
-        with pytest.raises(TypeError, match="first part of value_and_grad_fn.*got a tuple"):
+        with pytest.raises(TypeError, match=r"first part of value_and_grad_fn.*got a tuple"):
             self.update(
                 params,
                 value_and_grad_fn=jax.value_and_grad(lambda p: (loss_fn(p), 1.0), has_aux=True),
@@ -264,10 +264,10 @@ class TestErrors:
         rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000, 0.01)
         tied = lambda step: 0.02 + 0.03 * (rate(step) - 0.01) / 0.05  # noqa: E731
         samax.sam(lambda step: jnp.maximum(0.0, tied(step)))
-        with pytest.raises(ValueError, match="schedule rho must stay.*at step 500;"):
+        with pytest.raises(ValueError, match=r"schedule rho must stay.*at step 500;"):
             samax.sam(lambda step: jnp.where(step < 500, 0.1, -0.1))
         negative = lambda step: tied(step) - 0.03  # noqa: E731
-        with pytest.raises(ValueError, match="schedule rho must stay.*got -0.0.* at step 0; clip"):
+        with pytest.raises(ValueError, match=r"schedule rho must stay.*got -0.0.* at step 0; clip"):
             samax.sam(negative)
         with pytest.raises(ValueError, match="schedule rho must stay"):
             samax.sam(lambda step: 1.0 / step)
