@@ -1,0 +1,198 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from benchmarks import models, step_time, step_time_report
+from benchmarks.step_time_problems import DESCRIPTIONS, RHO, pytree, training
+from benchmarks.timing import compile_program, interleave, spread
+
+
+def _ratio(median, low=None, high=None):
+    low, high = median if low is None else low, median if high is None else high
+    return {
+        "median": median,
+        "lower_quartile": low,
+        "upper_quartile": high,
+        "low": low,
+        "high": high,
+    }
+
+
+def _row(ratios, temp_bytes=None):
+    return {"ratio": ratios, "temp_bytes": temp_bytes}
+
+
+class TestTiming:
+    def test_runs_take_turns_in_a_changing_order(self):
+        calls = []
+        runs = {name: lambda name=name: calls.append(name) for name in "abc"}
+        seconds = interleave(runs, range(20), warmup=1)
+        rounds = [tuple(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+        assert len(rounds) == 21
+        assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+        assert len(set(rounds[1:])) > 3
+        assert {name: times.shape for name, times in seconds.items()} == dict.fromkeys("abc", (20,))
+        assert all((times > 0).all() for times in seconds.values())
+
+    def test_the_interval_of_the_median(self):
+        found = spread(np.arange(101.0))
+        assert found[:3] == (50, 25, 75)
+        assert (found.low, found.high) == (40, 60)  # 50 -+ 1.96 sqrt(101) / 2
+
+    def test_the_interval_of_few_samples_is_their_range(self):
+        assert spread(np.array([3.0, 1.0, 2.0]))[3:] == (1, 3)
+
+    def test_the_interval_covers_as_often_as_it_says(self):
+        rng = np.random.default_rng(0)
+        intervals = [spread(rng.exponential(size=41)) for _ in range(1000)]
+        covered = np.mean([found.low <= np.log(2) <= found.high for found in intervals])
+        assert 0.94 < covered < 0.99
+
+    def test_a_program_tells_its_memory(self):
+        x = jnp.ones((64, 64))
+        program = compile_program(lambda x, y: (x @ y) @ x, x, jnp.ones((64, 64)))
+        assert program.argument_bytes == 2 * x.nbytes
+        assert program.temp_bytes >= x.nbytes
+        assert program.lower_seconds > 0
+        assert program.compile_seconds > 0
+
+
+class _Tiny(nnx.Module):
+    """Compiles in a fraction of a second and still has batch statistics."""
+
+    def __init__(self, *, num_classes, rngs, **_):
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.linear = nnx.Linear(3, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        return self.linear(jnp.tanh(self.norm(images)).mean((1, 2)))
+
+
+class TestProblems:
+    def test_every_sam_step_is_the_same_step(self, monkeypatch):
+        """What is timed against one another computes the same, up to rounding."""
+        monkeypatch.setitem(models.MODELS, "cnn", _Tiny)
+        problem = training("cnn", batch_size=8, rounds=1)
+        parameters, statistics = {}, {}
+        for method in ("base", "limit", "sam", "sam_quarter", "optax_opaque", "optax_transparent"):
+            step = problem.build(method)
+            carry, function = step.carry, jax.jit(step.function)
+            for _ in range(step.calls):
+                carry, value = function(carry, *step.inputs)
+            assert np.isfinite(value)
+            parameters[method], statistics[method] = (
+                np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+                for tree in carry[:2]
+            )
+        away = {
+            method: np.linalg.norm(found - parameters["limit"])
+            for method, found in parameters.items()
+        }
+        assert away["base"] > 1e-6
+        for method in ("sam", "optax_opaque", "optax_transparent"):
+            assert away[method] < 0.01 * away["base"], method
+        assert away["sam_quarter"] > 0.1 * away["base"]
+        # The clean pass's statistics, except where the caller makes two steps of one.
+        for method in ("limit", "sam", "optax_opaque"):
+            np.testing.assert_allclose(statistics[method], statistics["base"], rtol=1e-5)
+        assert not np.allclose(statistics["optax_transparent"], statistics["base"], rtol=1e-3)
+
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_the_pytree_update_is_the_perturbed_point(self, compiled):
+        problem = pytree(5, rounds=1, compiled=compiled)
+        for method in ("limit", "sam", "optax_opaque"):
+            step = problem.build(method)
+            _, updates = step.function(step.carry, *step.inputs)
+            moved = jax.tree.map(lambda u, w: u - w, updates, problem.params)
+            norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(moved)))
+            assert norm == pytest.approx(RHO, rel=1e-4), method
+
+    def test_every_method_builds(self):
+        problem = pytree(3, rounds=1, compiled=True)
+        assert set(problem.methods) == set(DESCRIPTIONS) - {"sam_quarter"}
+        for method in problem.methods:
+            step = problem.build(method)
+            program = compile_program(step.function, step.carry, *step.inputs)
+            assert jax.tree.leaves(program.run(step.carry, *step.inputs)), method
+
+
+class TestTargets:
+    def test_verdicts(self):
+        def verdict(ratio):
+            methods = {"base": _row({}), "sam": _row({"base": ratio})}
+            (target,) = step_time_report.targets({"pytree": {"methods": methods}})
+            return target.verdict
+
+        assert verdict(_ratio(2.9, 2.0, 3.5)) == "met"
+        assert verdict(_ratio(3.1, 2.9, 3.5)) == "within noise"
+        assert verdict(_ratio(3.1, 3.05, 3.5)) == "not met"
+
+    def test_training_targets_compare_with_the_right_method(self):
+        methods = {
+            "base": _row({}),
+            "limit": _row({}, 1000),
+            "optax_opaque": _row({}),
+            "optax_transparent": _row({}),
+            "sam": _row(
+                {
+                    "base": _ratio(2.0),
+                    "limit": _ratio(1.03),
+                    "optax_opaque": _ratio(0.99),
+                    "optax_transparent": _ratio(1.01),
+                },
+                1101,
+            ),
+            "sam_quarter": _row({"base": _ratio(1.25)}),
+        }
+        found = step_time_report.targets({"cnn": {"methods": methods, "parameter_bytes": 100}})
+        verdicts = [target.verdict for target in found]
+        assert verdicts == ["not met", "met", "not met", "met", "not met"]
+        assert found[-1].found == "+1.010 copies"
+
+    def test_what_was_not_measured_has_no_target(self):
+        assert step_time_report.targets({"cnn": {"methods": {"base": _row({})}}}) == []
+
+
+class TestCommand:
+    def test_writes_what_it_found(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(models.MODELS, "cnn", _Tiny)
+        command = ["--smoke", "--rounds", "2", "--methods", "limit,sam", "--out", str(tmp_path)]
+        assert step_time.main(command) == 0
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert set(results["problems"]) == {"cnn", "pytree", "pytree_eager"}
+        assert results["settings"]["rounds"] == 2
+        assert {"backend", "device", "count"} <= results["hardware"].keys()
+        for problem in results["problems"].values():
+            assert list(problem["methods"]) == ["base", "limit", "sam"]
+            assert problem["methods"]["base"]["ratio"]["base"]["median"] == 1
+        assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 3 * 3
+        assert (tmp_path / "step_time.png").read_bytes().startswith(b"\x89PNG")
+        summary = (tmp_path / "summary.md").read_text()
+        assert "sam within 2 % of the hand-written step" in summary
+        assert summary in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("--problems", "cnn,mlp", "choose, separated by commas, from cnn, resnet18"),
+            ("--methods", "adam", "choose, separated by commas, from base, limit"),
+            ("--methods", "", "choose"),
+            ("--rounds", "0", "must be a whole number of 1 or more"),
+            ("--leaves", "x", "must be a whole number of 1 or more"),
+        ],
+    )
+    def test_refuses_what_it_does_not_know(self, option, value, message, capsys):
+        with pytest.raises(SystemExit):
+            step_time.main([option, value])
+        assert message in capsys.readouterr().err
+
+    def test_options_override_the_preset(self):
+        settings, _ = step_time.parse_arguments(
+            ["--smoke", "--leaves", "7", "--problems", "pytree"]
+        )
+        assert settings.problems == ("pytree",)
+        assert (settings.leaves, settings.eager_leaves) == (7, 7)
