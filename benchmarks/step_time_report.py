@@ -210,8 +210,8 @@ def _figure(results: Mapping[str, Any], hardware: Mapping[str, Any]) -> Figure:
         for axis in panels[len(results) :]:
             axis.set_visible(False)
         figure.suptitle(
-            f"Step time over the base optimizer's, {hardware['device']} (x{hardware['count']}): "
-            "median and quartiles over rounds"
+            f"{hardware['device']} (x{hardware['count']}): median and quartiles over rounds",
+            fontsize=10,
         )
     return figure
 
