@@ -1,11 +1,12 @@
-"""Every Python block of the README runs, in order and in one namespace, as a reader would."""
+"""Every Python block of the README and of a docs page runs, in order and in one namespace."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -19,13 +20,12 @@ def test_blocks_are_found_with_their_lines():
     assert _blocks(text) == [(3, "x = 1\n"), (9, "y = x\n")]
 
 
-def test_the_readme_runs(monkeypatch, tmp_path):
-    text = README.read_text(encoding="utf-8")
-    blocks = _blocks(text)
-    if not blocks:
-        pytest.skip("README.md has no Python block yet")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_runs(page, monkeypatch, tmp_path):
+    blocks = _blocks(page.read_text(encoding="utf-8"))
+    assert blocks
     monkeypatch.chdir(tmp_path)  # what a block writes does not land in the checkout
-    namespace = {"__name__": "readme"}
+    namespace = {"__name__": page.stem}
     for line, code in blocks:
-        # Padded, so that a traceback shows the README's own line numbers.
-        exec(compile("\n" * (line - 1) + code, str(README), "exec"), namespace)
+        # Padded, so that a traceback shows the page's own line numbers.
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
