@@ -128,7 +128,8 @@ def test_decoupled_wsam(base):
         rate = RATE * (1 - step / STEPS)
         w = w + optimizer(clean) * (1 - step / STEPS) - rate * weight * (perturbed - clean)
         expected.append(w)
-    schedule = optax.linear_schedule(RATE, 0.0, STEPS)
+    # optax.linear_schedule divides the integer count in float32.
+    schedule = lambda step: RATE * (1 - step.astype(jnp.float64) / STEPS)  # noqa: E731
     optimizers = {
         "sgd": optax.sgd(schedule),
         "momentum": optax.sgd(schedule, momentum=0.9),
