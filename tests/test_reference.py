@@ -129,7 +129,7 @@ def test_decoupled_wsam(base):
         w = w + optimizer(clean) * (1 - step / STEPS) - rate * weight * (perturbed - clean)
         expected.append(w)
     # optax.linear_schedule divides the integer count in float32.
-    schedule = lambda step: RATE * (1 - step.astype(jnp.float64) / STEPS)  # noqa: E731
+    schedule = lambda n: RATE * jnp.maximum(0.0, 1 - n.astype(jnp.float64) / STEPS)  # noqa: E731
     optimizers = {
         "sgd": optax.sgd(schedule),
         "momentum": optax.sgd(schedule, momentum=0.9),
