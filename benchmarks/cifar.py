@@ -41,8 +41,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--bfloat16", action="store_true", help="compute in bfloat16 with float32 parameters")
     add(
         "--methods",
-        # Measured: with minibatches SAMAR's smoothed ratio stays within about 3 % of 1, so that at
-        # samax's own gamma of 0.1 lambda never leaves 1.
         default="sgd,sam,samar",
         help="names, with settings after colons (sam:rho=0.1) and a multiple of the epochs after "
         f"an @ (sgd@2), separated by commas; of {', '.join(METHODS)}",

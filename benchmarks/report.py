@@ -27,6 +27,13 @@ DOUBLED = "sgd@2"
 Runs = dict[str, dict[int, Record]]
 """Records by method label and seed."""
 
+_TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar10-jpeg": "CIFAR-10 (JPEG)",  # re-encoded, and so a little harder than the original
+    "cifar100": "CIFAR-100",
+    "cifar100-jpeg": "CIFAR-100 (JPEG)",
+    "digits": "8x8 digits",
+}
 _NOTES = (
     "Mean ± standard deviation over seeds; a difference is paired by seed, ± its standard error.",
     "Top-1 and top-5 are the last epoch's, on the test images; 'last 10' is the mean over the last "
@@ -139,7 +146,7 @@ def title(record: Record) -> tuple[str, str]:
     """Returns a comparison's subject and its settings."""
     config = record["config"]
     heading = (
-        f"{config['dataset']}: {config['model']} x{config['width']:g}"
+        f"{_TITLES.get(config['dataset'], config['dataset'])}: {config['model']} x{config['width']:g}"
         f" ({record['parameters']:,} parameters)"
     )
     details = [
