@@ -29,3 +29,15 @@ def test_a_page_runs(page, monkeypatch, tmp_path):
     for line, code in blocks:
         # Padded, so that a traceback shows the page's own line numbers.
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+
+
+def test_the_results_quoted_are_those_of_the_files():
+    """Every row of a results table in the README stands in a summary under benchmarks/results."""
+    summaries = sorted((ROOT / "benchmarks" / "results").glob("*/summary.md"))
+    rows = {line for path in summaries for line in path.read_text(encoding="utf-8").splitlines()}
+    quoted = (ROOT / "README.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^<!-- from (.*?) -->\n\n(.*?)\n\n", quoted, re.MULTILINE | re.DOTALL)
+    assert sections
+    for source, table in sections:
+        assert (ROOT / source).is_file()
+        assert [line for line in table.splitlines() if line not in rows] == []
