@@ -145,10 +145,8 @@ def accuracy_at(record: Record, seconds: float) -> float | None:
 def title(record: Record) -> tuple[str, str]:
     """Returns a comparison's subject and its settings."""
     config = record["config"]
-    heading = (
-        f"{_TITLES.get(config['dataset'], config['dataset'])}: {config['model']} x{config['width']:g}"
-        f" ({record['parameters']:,} parameters)"
-    )
+    name = _TITLES.get(config["dataset"], config["dataset"])
+    heading = f"{name}: {config['model']} x{config['width']:g} ({record['parameters']:,} parameters)"
     details = [
         f"{config['train_images']:,} training and {config['test_images']:,} test images",
         f"{config['epochs']} epochs",
