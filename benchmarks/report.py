@@ -146,7 +146,9 @@ def title(record: Record) -> tuple[str, str]:
     """Returns a comparison's subject and its settings."""
     config = record["config"]
     name = _TITLES.get(config["dataset"], config["dataset"])
-    heading = f"{name}: {config['model']} x{config['width']:g} ({record['parameters']:,} parameters)"
+    heading = (
+        f"{name}: {config['model']} x{config['width']:g} ({record['parameters']:,} parameters)"
+    )
     details = [
         f"{config['train_images']:,} training and {config['test_images']:,} test images",
         f"{config['epochs']} epochs",
