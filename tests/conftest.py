@@ -27,3 +27,16 @@ def x64() -> Iterator[None]:
         context = enable_x64(True)
     with context:
         yield
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most tests compile much and compute little: they go without most of XLA's optimizations.
+
+    Those marked `optimized`, and those of the benchmarks, are compiled as users compile.
+    """
+    quick = request.node.get_closest_marker("optimized") is None
+    quick = quick and "benchmarks" not in request.path.parts
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

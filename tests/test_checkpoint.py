@@ -43,6 +43,7 @@ def make_step(tx):
     return step
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resumed_training_equals_the_uninterrupted_run(name, tmp_path):
     dtype = jnp.bfloat16 if name == "rounded" else jnp.float32

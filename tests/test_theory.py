@@ -10,7 +10,7 @@ import pytest
 
 import samax
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.optimized]
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "method", "steps"))
