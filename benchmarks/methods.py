@@ -39,7 +39,7 @@ METHODS: dict[str, Method] = {
     "vasso": Method(
         samax.vasso,
         {"rho": 0.05, "theta": 0.4},
-        "arXiv 2309.15639, one of its settings; rho as SAM's",
+        "rho as SAM's; theta chosen here, 1 is SAM",
     ),
     "wsam": Method(samax.wsam, {"rho": 0.05, "gamma": 0.9}, "the authors' released defaults"),
     "gsam": Method(samax.gsam, {"rho": 0.05, "alpha": 0.2}, "the authors' CIFAR-10 example"),
