@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def wide_dtype(*dtypes: Any) -> jnp.dtype:
@@ -25,6 +26,12 @@ def tree_wide_dtype(tree: Any) -> jnp.dtype:
 def cast_like(tree: Any, target: Any) -> Any:
     """Casts the leaves of `tree` to the dtypes of `target`."""
     return jax.tree.map(lambda x, t: x.astype(jnp.result_type(t)), tree, target)
+
+
+def start_count(params: optax.Params) -> optax.ScaleByScheduleState:
+    """The initial state of a transformation that counts its updates for a schedule."""
+    del params
+    return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from samax._checks import ScalarOrSchedule, check_scalar, check_schedule, check_transformation
-from samax._numerics import all_finite, normalized, widen
+from samax._numerics import all_finite, normalized, start_count, widen
 
 
 def normalize(eps: jax.typing.ArrayLike = 0.0) -> optax.GradientTransformation:
@@ -76,10 +76,6 @@ def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformation:
     """
     check_schedule("rho", rho)
 
-    def init(params: optax.Params) -> optax.ScaleByScheduleState:
-        del params
-        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
-
     def update(
         updates: optax.Updates,
         state: optax.ScaleByScheduleState,
@@ -90,7 +86,7 @@ def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformation:
         updates = jax.tree.map(lambda g: (g * radius).astype(g.dtype), updates)
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(start_count, update)
 
 
 def scale_by_abs_params(t0: jax.typing.ArrayLike = 0.0) -> optax.GradientTransformation:

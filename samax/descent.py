@@ -21,7 +21,7 @@ from samax._checks import (
     check_transformation,
     require_clean_gradient,
 )
-from samax._numerics import norm, normalized, tree_wide_dtype, vdot
+from samax._numerics import norm, normalized, start_count, tree_wide_dtype, vdot
 
 WeightRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -45,10 +45,6 @@ def weighted(weight: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """
     check_schedule("weight", weight)
 
-    def init(params: optax.Params) -> optax.ScaleByScheduleState:
-        del params
-        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
-
     def update(
         updates: optax.Updates,
         state: optax.ScaleByScheduleState,
@@ -62,7 +58,7 @@ def weighted(weight: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
         direction = _interpolate(clean, updates, _at(weight, state.count))
         return direction, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(start_count, update)
 
 
 def threshold_rule(
@@ -217,10 +213,6 @@ def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraA
     """
     check_schedule("alpha", alpha)
 
-    def init(params: optax.Params) -> optax.ScaleByScheduleState:
-        del params
-        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
-
     def update(
         updates: optax.Updates,
         state: optax.ScaleByScheduleState,
@@ -246,7 +238,7 @@ def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraA
         direction = jax.tree.map(remove, difference, updates, unit)
         return direction, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(start_count, update)
 
 
 class DecoupledState(NamedTuple):

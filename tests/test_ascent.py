@@ -98,7 +98,7 @@ def test_the_mask_perturbs_some_leaves_with_the_norm_over_them_alone():
     # All leaves are trained: the gradient at the perturbed point is whole.
     tx = samax.sharpness_aware(samax.perturb_only(ascent, mask))
     point = {"frozen": params["frozen"], "lora": params["lora"] + jnp.array([0.3, 0.4])}
-    loss = lambda p: jnp.sum(p["frozen"] * p["lora"] ** 3)  # noqa: E731
+    loss = lambda p: jnp.sum(p["frozen"] * p["lora"] ** 3)
     updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
     jax.tree.map(
         lambda u, e: np.testing.assert_allclose(u, e, rtol=1e-6), updates, jax.grad(loss)(point)

@@ -99,7 +99,7 @@ def test_weight_decay_after_it_stays_out_of_the_ascent_and_in_the_loss_enters_it
     expected = jax.tree.map(lambda g, w: -0.05 * (g + decay * w), jax.grad(loss_fn)(point), params)
     assert_close(updates, expected)
 
-    decayed = lambda p: loss_fn(p) + 0.5 * decay * optax.tree.norm(p, squared=True)  # noqa: E731
+    decayed = lambda p: loss_fn(p) + 0.5 * decay * optax.tree.norm(p, squared=True)
     tx = sam_sgd()
     inside, _ = tx.update(jax.grad(decayed)(params), tx.init(params), params, value_fn=decayed)
     assert np.max(np.abs(inside["w"] - expected["w"])) > 1e-4
@@ -137,7 +137,7 @@ def test_apply_if_finite(order):
     # A gradient that overflowed is skipped, and the next step is as if it had not been.
     state, params = tx.init(initial()), initial()
     bad = {"w": jnp.array([jnp.nan, 0.0, 0.0]), "b": jnp.array(0.0)}
-    nan_fn = lambda p: loss_fn(p) + jnp.nan * p["w"][0]  # noqa: E731
+    nan_fn = lambda p: loss_fn(p) + jnp.nan * p["w"][0]
     updates, state = tx.update(bad, state, params, value_fn=nan_fn)
     jax.tree.map(lambda u: np.testing.assert_array_equal(u, 0.0), updates)
     assert optax.tree.get(state, "notfinite_count") == 1
@@ -163,7 +163,7 @@ def test_multi_steps_outside_perturbs_the_mean_with_the_last_micro_batch():
     """`MultiSteps(chain(sam, base))` needs the whole batch's `value_fn` at the last micro-step."""
     tx = optax.MultiSteps(sam_sgd(), 2).gradient_transformation()
     params, shifts = initial(), (0.0, 1.0)
-    whole = lambda p: 0.5 * (loss_fn(p, shifts[0]) + loss_fn(p, shifts[1]))  # noqa: E731
+    whole = lambda p: 0.5 * (loss_fn(p, shifts[0]) + loss_fn(p, shifts[1]))
     state = tx.init(params)
     for shift in shifts:
         grads = jax.grad(functools.partial(loss_fn, shift=shift))(params)
@@ -208,7 +208,7 @@ def test_a_clean_gradient_of_a_part_of_the_batch():
 
 def test_micro_batched_gradients_give_one_perturbation_for_the_whole_batch():
     inputs = jax.random.normal(jax.random.key(0), (8, 3))
-    loss = lambda p, x: jnp.mean((x @ p["w"] - p["b"]) ** 2)  # noqa: E731
+    loss = lambda p, x: jnp.mean((x @ p["w"] - p["b"]) ** 2)
     params, tx = initial(), sam_sgd()
 
     def grad_fn(p):

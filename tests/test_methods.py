@@ -172,7 +172,7 @@ def test_zero_rho_is_the_base_optimizer_bit_for_bit(make, transform):
 @every_method
 def test_a_zero_gradient_gives_a_zero_update(make):
     tx, params = make(0.1, track=True), {"w": jnp.zeros(3), "b": jnp.zeros(())}
-    loss = lambda p: jnp.sum(p["w"] ** 2) + p["b"] ** 2  # noqa: E731
+    loss = lambda p: jnp.sum(p["w"] ** 2) + p["b"] ** 2
     state = tx.init(params)
     for _ in range(2):
         value, grads = jax.value_and_grad(loss)(params)
@@ -211,7 +211,7 @@ def test_loss_scaled_float16_gradients_give_the_same_perturbation(name):
     grads = jax.grad(_loss_of_step)(jax.tree.map(lambda x: x.astype(jnp.float32), params), step=0)
     points = []
     for factor in (1.0, scale):
-        fn = lambda p: points.append(p) or p  # noqa: E731
+        fn = lambda p: points.append(p) or p
         scaled = jax.tree.map(lambda g: (g * factor).astype(jnp.float16), grads)  # noqa: B023
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(scaled))
         tx.update(scaled, tx.init(params), params, grad_fn=fn)
@@ -251,8 +251,8 @@ def test_asam_does_not_see_a_rescaling_of_the_weights_and_sam_does():
     """L(w) and L(A w) with A = diag: the perturbed losses agree for ASAM with t0 = 0 alone."""
     scales = jnp.array([0.1, 1.0, 10.0])
     w = jnp.array([1.0, -2.0, 0.5])
-    loss = lambda w: jnp.sum(jnp.cosh(w))  # noqa: E731
-    rescaled = lambda w: loss(scales * w)  # noqa: E731
+    loss = lambda w: jnp.sum(jnp.cosh(w))
+    rescaled = lambda w: loss(scales * w)
 
     def perturbed_loss(method, loss, w):
         _, state = method.update(jax.grad(loss)(w), method.init(w), w, value_fn=loss)
@@ -273,7 +273,7 @@ def test_vasso_perturbs_along_a_steadier_direction_than_sam():
         state, points = tx.init(params), []
         for step in range(30):
             grads = jax.grad(_loss_of_step)(params, step=step)
-            record = lambda p: points.append(p) or p  # noqa: E731
+            record = lambda p: points.append(p) or p
             _, state = tx.update(grads, state, params, grad_fn=record)
         flat = np.array([np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in points])
         return flat[10:].var(axis=0).sum()

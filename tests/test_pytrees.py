@@ -94,7 +94,7 @@ def test_thousands_of_leaves(name):
     """Eagerly: what compiling such a program costs is a benchmark's business."""
     params = {f"layer{i}": jnp.full(2, 1e-3 * i) for i in range(2_000)}
     tx, grads = METHODS[name], {key: 2 * value for key, value in params.items()}
-    squares = lambda p: {key: 2 * value for key, value in p.items()}  # noqa: E731
+    squares = lambda p: {key: 2 * value for key, value in p.items()}
     updates, _ = tx.update(grads, tx.init(params), params, grad_fn=squares)
     norm = np.sqrt(2 * np.sum(np.square(2e-3 * np.arange(2_000))))
     np.testing.assert_allclose(

@@ -68,7 +68,7 @@ def trained(tx):
 
     def step(carry, n):
         w, state = carry
-        loss = lambda w: 0.5 * w @ curvature @ w + noise[n] @ w  # noqa: E731
+        loss = lambda w: 0.5 * w @ curvature @ w + noise[n] @ w
         updates, state = tx.update(jax.grad(loss)(w), state, w, value_fn=loss)
         return (optax.apply_updates(w, updates), state), optax.apply_updates(w, updates)
 
@@ -129,7 +129,7 @@ def test_decoupled_wsam(base):
         w = w + optimizer(clean) * (1 - step / STEPS) - rate * weight * (perturbed - clean)
         expected.append(w)
     # optax.linear_schedule divides the integer count in float32.
-    schedule = lambda n: RATE * jnp.maximum(0.0, 1 - n.astype(jnp.float64) / STEPS)  # noqa: E731
+    schedule = lambda n: RATE * jnp.maximum(0.0, 1 - n.astype(jnp.float64) / STEPS)
     optimizers = {
         "sgd": optax.sgd(schedule),
         "momentum": optax.sgd(schedule, momentum=0.9),

@@ -124,7 +124,7 @@ def test_tracked_scalars(params):
     tx = optax.chain(samax.sharpness_aware(sam_ascent(), track=True), optax.sgd(0.1))
     value, grads = jax.value_and_grad(loss_fn)(params)
     _, state = tx.update(grads, tx.init(params), params, value=value, value_fn=loss_fn)
-    get = lambda name: float(optax.tree.get(state, name))  # noqa: E731
+    get = lambda name: float(optax.tree.get(state, name))
     norm = float(optax.tree.norm(grads))
     point = jax.tree.map(lambda w, g: w + 0.1 * g / norm, params, grads)
     perturbed_value, perturbed = jax.value_and_grad(loss_fn)(point)
@@ -262,11 +262,11 @@ class TestErrors:
 
     def test_schedules(self):
         rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000, 0.01)
-        tied = lambda step: 0.02 + 0.03 * (rate(step) - 0.01) / 0.05  # noqa: E731
+        tied = lambda step: 0.02 + 0.03 * (rate(step) - 0.01) / 0.05
         samax.sam(lambda step: jnp.maximum(0.0, tied(step)))
         with pytest.raises(ValueError, match=r"schedule rho must stay.*at step 500;"):
             samax.sam(lambda step: jnp.where(step < 500, 0.1, -0.1))
-        negative = lambda step: tied(step) - 0.03  # noqa: E731
+        negative = lambda step: tied(step) - 0.03
         with pytest.raises(ValueError, match=r"schedule rho must stay.*got -0.0.* at step 0; clip"):
             samax.sam(negative)
         with pytest.raises(ValueError, match="schedule rho must stay"):

@@ -61,7 +61,7 @@ class TestQuadratic:
 
 def test_scalar_factorization():
     """Section 4.2: USAM diverges where SAM reaches the origin, and SAM's gradient underflows."""
-    loss = lambda p: 0.5 * (p[0] * p[1]) ** 2  # noqa: E731
+    loss = lambda p: 0.5 * (p[0] * p[1]) ** 2
     start = jnp.array([2.0, np.sqrt(2.0)])
     usam, _ = descend(loss, samax.usam, start, 0.5, 0.05, steps=5000)
     assert not np.all(np.isfinite(usam))
@@ -93,8 +93,8 @@ class TestSingleNeuron:
 
 def test_the_explicit_bias():
     """SAM reaches the flattest minimum of (x y - 1)^2; gradient descent stays where it is."""
-    loss = lambda p: (p[0] * p[1] - 1.0) ** 2  # noqa: E731
-    trace = lambda p: 2 * jnp.sum(p**2)  # noqa: E731 (of the Hessian, at a minimum)
+    loss = lambda p: (p[0] * p[1] - 1.0) ** 2
+    trace = lambda p: 2 * jnp.sum(p**2)
     start = jnp.array([3.0, 1 / 3])
     assert trace(start) == pytest.approx(18.22, abs=0.01)
     plain, _ = descend(loss, samax.usam, start, 0.0, 0.01, steps=20_000)
@@ -115,7 +115,7 @@ def test_samars_rate():
         def step(carry, key):
             w, state = carry
             noise = jax.random.normal(key, (dimension,))
-            loss = lambda w: 0.5 * jnp.sum(curvature * w**2) + noise @ w  # noqa: E731
+            loss = lambda w: 0.5 * jnp.sum(curvature * w**2) + noise @ w
             updates, state = tx.update(jax.grad(loss)(w), state, w, value_fn=loss)
             return (optax.apply_updates(w, updates), state), jnp.sum((curvature * w) ** 2)
 
