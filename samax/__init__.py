@@ -11,6 +11,9 @@ from samax.ascent import (
     weights_only,
 )
 
+# Norm balancing.
+from samax.balance import balanced, das, nbar, obar
+
 # Descent parts: clean and perturbed gradient -> direction.
 from samax.descent import (
     adaptive_weight,
@@ -20,6 +23,12 @@ from samax.descent import (
     weighted,
 )
 
+# Which leaves are the cores of a group.
+from samax.groups import Stacked, groups_by_path, lora_groups
+
+# Measures.
+from samax.measures import balancedness, gradient_covariance, norm_deviation
+
 # Methods.
 from samax.methods import asam, decoupled_wsam, gsam, sam, samar, usam, vasso, wsam
 
@@ -28,13 +37,23 @@ from samax.sharpness_aware import SharpnessMetrics, sharpness_aware
 
 __all__ = [
     "SharpnessMetrics",
+    "Stacked",
     "adaptive_weight",
     "asam",
+    "balanced",
+    "balancedness",
+    "das",
     "decoupled",
     "decoupled_wsam",
+    "gradient_covariance",
     "gradient_ema",
+    "groups_by_path",
     "gsam",
+    "lora_groups",
+    "nbar",
+    "norm_deviation",
     "normalize",
+    "obar",
     "perturb_only",
     "sam",
     "samar",

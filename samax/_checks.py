@@ -100,8 +100,8 @@ def check_transformation(name: str, value: object) -> None:
 
 def check_parameters(name: str, tree: Any) -> None:
     """Raises unless all leaves of `tree` are real floating-point arrays, none masked."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_masked):
-        if _is_masked(leaf):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked):
+        if is_masked(leaf):
             raise TypeError(
                 f"{name} holds an optax.MaskedNode at {_show(path)}: a sharpness-aware "
                 "transformation inside optax.masked, optax.partition or multi_transform sees only "
@@ -160,7 +160,8 @@ def require_clean_gradient(rule: str, clean_grad: optax.Updates | None) -> optax
     return clean_grad
 
 
-def _is_masked(leaf: object) -> bool:
+def is_masked(leaf: object) -> bool:
+    """Whether a leaf is one that `optax.masked` hides."""
     return isinstance(leaf, optax.MaskedNode)
 
 

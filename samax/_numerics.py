@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from samax._checks import ScalarOrSchedule
+
 
 def wide_dtype(*dtypes: Any) -> jnp.dtype:
     """The widest of `dtypes`, at least float32."""
@@ -32,6 +34,11 @@ def start_count(params: optax.Params) -> optax.ScaleByScheduleState:
     """The initial state of a transformation that counts its updates for a schedule."""
     del params
     return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+
+def at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
+    """The value of a number or a schedule at an update."""
+    return jnp.asarray(value(count) if callable(value) else value)
 
 
 def all_finite(tree: Any) -> jax.Array:

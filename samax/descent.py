@@ -21,7 +21,7 @@ from samax._checks import (
     check_transformation,
     require_clean_gradient,
 )
-from samax._numerics import norm, normalized, start_count, tree_wide_dtype, vdot
+from samax._numerics import at, norm, normalized, start_count, tree_wide_dtype, vdot
 
 WeightRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -55,7 +55,7 @@ def weighted(weight: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
         del params, extra_args
         clean = require_clean_gradient("weighted", clean_grad)
-        direction = _interpolate(clean, updates, _at(weight, state.count))
+        direction = _interpolate(clean, updates, at(weight, state.count))
         return direction, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(start_count, update)
@@ -229,7 +229,7 @@ def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraA
         difference = jax.tree.map(_difference, clean, updates)
         along = vdot(difference, unit)
         # The unit vector is zero where the perturbed gradient is zero or not finite.
-        strength = jnp.where(norm(unit) > 0, _at(alpha, state.count), 0.0)
+        strength = jnp.where(norm(unit) > 0, at(alpha, state.count), 0.0)
 
         def remove(d: jax.Array, perturbed: jax.Array, u: jax.Array) -> jax.Array:
             orthogonal = d - along.astype(d.dtype) * u
@@ -290,7 +290,7 @@ def decoupled(
     ) -> tuple[optax.Updates, DecoupledState]:
         clean = require_clean_gradient("decoupled", clean_grad)
         updates_of_base, base_state = base.update(clean, state.optimizer, params, **extra_args)
-        scale = _at(learning_rate, state.step) * _at(weight, state.step)
+        scale = at(learning_rate, state.step) * at(weight, state.step)
         updates = jax.tree.map(
             lambda u, g, p: u - (scale * _difference(g, p)).astype(u.dtype),
             updates_of_base,
@@ -300,10 +300,6 @@ def decoupled(
         return updates, DecoupledState(base_state, optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
-    return jnp.asarray(value(count) if callable(value) else value)
 
 
 def _interpolate(clean: optax.Updates, perturbed: optax.Updates, weight: jax.Array) -> Any:

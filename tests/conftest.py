@@ -10,6 +10,9 @@ import pytest
 # Before matplotlib is imported: the tests need no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# Several devices for the tests of sharding; the others use the first. Before JAX starts.
+jax.config.update("jax_num_cpu_devices", 4)
+
 # An example's first run compiles, so its time says nothing. Derandomized: a failure on one machine
 # is a failure on every machine.
 hypothesis.settings.register_profile("samax", deadline=None, derandomize=True)

@@ -41,7 +41,12 @@ def golden_loss(problem):
         reconstruction = jnp.einsum("ir,jr,kr->ijk", p["A"], p["B"], p["C"])
         return 0.5 * jnp.sum((reconstruction - data["T"]) ** 2)
 
-    return {"mlp": mlp, "mf": mf, "cp": cp}[problem["kind"]]
+    def tucker(p):
+        factors = p["U1"], p["U2"], p["U3"]
+        reconstruction = jnp.einsum("abc,ia,jb,kc->ijk", p["G"], *factors)
+        return 0.5 * jnp.sum((reconstruction - data["T"]) ** 2)
+
+    return {"mlp": mlp, "mf": mf, "cp": cp, "tucker": tucker}[problem["kind"]]
 
 
 def base_optimizer(config, learning_rate=None):

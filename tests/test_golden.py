@@ -82,3 +82,24 @@ def test_wsam(case, problem):
         error = largest_error(case, problem, optax.chain(coupled, optimizer))
         # The two forms are one for plain SGD, and only for it.
         assert (error < TOLERANCE) == plain_sgd
+
+
+def balancing_options(case, problem):
+    """Learning rate, strength and groups of a norm-balancing case: all leaves are one group."""
+    hyper, alpha = case["hyper"], case["hyper"]["alpha"]
+    if hyper["schedule"] != "constant":
+        strengths = jnp.array([step["alpha"] for step in case["aux_per_step"]])
+        alpha = lambda step: strengths[step]
+    groups = dict.fromkeys(problem["init"], "all")
+    return {"learning_rate": case["base_optimizer"]["lr"], "alpha": alpha, "groups": groups}
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("nbar", "obar", "das", "das_tnn"))
+def test_norm_balancing(case, problem):
+    options = balancing_options(case, problem)
+    method = case["id"].split("_")[0]
+    if method == "das":
+        options |= {"norm_power": case["hyper"]["norm_power"], "eps": case["hyper"]["eps"]}
+    wrap = {"nbar": samax.nbar, "obar": samax.obar, "das": samax.das}[method]
+    tx = wrap(base_optimizer(case["base_optimizer"]), **options)
+    assert largest_error(case, problem, tx) < TOLERANCE

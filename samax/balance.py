@@ -1,0 +1,326 @@
+"""Norm balancing: an optimizer that also scales the cores of scale-invariant groups."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from samax._checks import (
+    Scalar,
+    ScalarOrSchedule,
+    check_callable,
+    check_parameters,
+    check_same_tree,
+    check_scalar,
+    check_schedule,
+    check_transformation,
+)
+from samax._numerics import at, cast_like, widen
+from samax.groups import Groups, Stacked, find_groups, group_name, squared_norm
+
+BalanceRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class BalancedState(NamedTuple):
+    """The wrapped optimizer's state.
+
+    Attributes:
+      optimizer: the state of the wrapped optimizer.
+      step: the number of updates so far, for the schedules.
+      rates: the last `eta alpha c_k` by group, for logging; empty unless tracked.
+    """
+
+    optimizer: optax.OptState
+    step: jax.Array
+    rates: dict[str, jax.Array]
+
+
+def balanced(
+    optimizer: optax.GradientTransformation,
+    rule: BalanceRule,
+    *,
+    learning_rate: ScalarOrSchedule,
+    alpha: ScalarOrSchedule,
+    groups: Groups,
+    bound: Scalar | None = 0.5,
+    track: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales the cores of each group by a rule, and steps with an optimizer at the scaled cores.
+
+    $$ G'_k = (1 + \eta_t \alpha_t c_k) \, G_k, \qquad
+       G_k \leftarrow G'_k + \mathrm{optimizer}(g; \, G')_k $$
+
+    The rule sees the gradients as they come in, so nothing that changes their ratio (clipping by
+    leaf, a preconditioner) should stand before it. The optimizer sees the same gradients and the
+    scaled cores, which matters where it uses the parameters, as weight decay does. Leaves outside
+    the groups get the optimizer's update as it is.
+
+    Args:
+      optimizer: the base optimizer, learning rate included.
+      rule: `rule(params_sq, grads_sq) -> c`, from the squared Frobenius norms of a group's K cores
+        and of their gradients, both of shape (K,) or (K, layers), to the rates, of the same shape.
+        Rates that are not finite, and those of a group of zero gradients, count as 0.
+      learning_rate: the learning rate eta of `optimizer`, a number or a schedule.
+      alpha: the strength, at least 0, a number or a schedule.
+      groups: a pytree of labels like the parameters (None for leaves outside the groups), or a
+        function that makes one from them: `samax.lora_groups`, `samax.groups_by_path(pattern)`.
+      bound: the largest `|eta alpha c_k|`, in (0, 1), or None. Without it a rule with the norms in
+        its denominator can multiply a small core by a large or a negative number in one step.
+      track: whether the state keeps the last rates, for logging.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: if a number or schedule is negative or not finite, or `bound` is outside (0, 1).
+
+    Examples:
+      A rule of one's own, in three lines: pull the norms together by their ratio to the mean.
+
+      >>> import jax.numpy as jnp, optax, samax
+      >>> def towards_the_mean(params_sq, grads_sq):
+      ...     mean = params_sq.mean(axis=0)
+      ...     return (mean - params_sq) / mean
+      >>> tx = samax.balanced(optax.adam(1e-3), towards_the_mean, learning_rate=1e-3, alpha=1.0,
+      ...                     groups=samax.lora_groups)
+    """
+    check_transformation("optimizer", optimizer)
+    check_callable("rule", rule, "(params_sq, grads_sq) -> rates")
+    check_schedule("learning_rate", learning_rate)
+    check_schedule("alpha", alpha)
+    if bound is not None:
+        check_scalar("bound", bound, high=1.0, include_low=False, include_high=False)
+    base = optax.with_extra_args_support(optimizer)
+
+    def init(params: optax.Params) -> BalancedState:
+        rates = {}
+        for label, cores in find_groups(groups, params).items():
+            name = group_name(label)
+            check_parameters(f"group {name!r}", [core for _, core in cores])
+            shape = jnp.shape(cores[0][1])[:1] if isinstance(label, Stacked) else ()
+            rates[name] = jnp.zeros((len(cores), *shape))
+        return BalancedState(base.init(params), jnp.zeros((), jnp.int32), rates if track else {})
+
+    def update(
+        updates: optax.Updates,
+        state: BalancedState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, BalancedState]:
+        if params is None:
+            raise ValueError("balanced needs params: pass them to update.")
+        check_same_tree("updates", updates, params)
+        strength = at(learning_rate, state.step) * at(alpha, state.step)
+        structure: Any = jax.tree.structure(params)
+        grads, scaled = jax.tree.leaves(updates), jax.tree.leaves(params)
+        growth, rates = {}, {}
+        for label, members in find_groups(groups, params).items():
+            stacked = isinstance(label, Stacked)
+            cores = widen([core for _, core in members])
+            gammas = widen([grads[place] for place, _ in members])
+            params_sq = jnp.stack([squared_norm(core, stacked) for core in cores])
+            grads_sq = jnp.stack([squared_norm(gamma, stacked) for gamma in gammas])
+            rate = strength * rule(params_sq, grads_sq)
+            if bound is not None:
+                rate = jnp.clip(rate, -jnp.asarray(bound), bound)
+            # Zero gradients tell nothing; a core of norm zero has no rate and needs none.
+            usable = jnp.isfinite(rate) & (grads_sq.sum(axis=0) > 0)
+            rates[group_name(label)] = rate = jnp.where(usable, rate, 0.0)
+            for (place, leaf), core, core_rate in zip(members, cores, rate, strict=True):
+                trailing = (1,) * (core.ndim - core_rate.ndim)
+                change = (core_rate.reshape(core_rate.shape + trailing) * core).astype(core.dtype)
+                growth[place] = change
+                scaled[place] = (core + change).astype(jnp.result_type(leaf))
+        step, base_state = base.update(
+            updates, state.optimizer, structure.unflatten(scaled), **extra_args
+        )
+        leaves = jax.tree.leaves(step)
+        for place, change in growth.items():
+            leaves[place] = (change + leaves[place]).astype(leaves[place].dtype)
+        rates = cast_like(rates, state.rates) if track else state.rates
+        return structure.unflatten(leaves), BalancedState(
+            base_state, optax.safe_increment(state.step), rates
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def nbar(
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: ScalarOrSchedule,
+    alpha: ScalarOrSchedule,
+    groups: Groups,
+    bound: Scalar | None = 0.5,
+    track: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Balancedness-aware regularization for non-overparametrized problems.
+
+    $$ c_k = \begin{cases} +1 & \text{the core with the larger gradient norm} \\
+       -1 & \text{the other} \end{cases} $$
+
+    For K > 2 cores $c_k = \mathrm{sign}(\gamma_k - \bar\gamma)$, $\gamma_k = \lVert g_k
+    \rVert^2$. With two equal gradient norms the first core gets +1; a group of zero gradients is
+    left alone.
+
+    Args:
+      optimizer: the base optimizer, learning rate included.
+      learning_rate: its learning rate, a number or a schedule.
+      alpha: the strength, at least 0; the paper has schedules that start at 0.5, 1 or 2 and decay
+        to 0, and a constant one does not let the balancedness settle.
+      groups: the cores; see `samax.balanced`.
+      bound: the largest `|eta alpha c_k|`; see `samax.balanced`.
+      track: whether the state keeps the last rates.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: if a number or schedule is negative or not finite.
+
+    References:
+      Li, Zhang and He, Implicit Regularization of Sharpness-Aware Minimization for Scale-Invariant
+      Problems, 2024, Algorithm 2, [arXiv 2410.14802](https://arxiv.org/abs/2410.14802)
+
+    Examples:
+      >>> import optax, samax
+      >>> rate = 1e-4
+      >>> tx = samax.nbar(optax.adamw(rate), learning_rate=rate,
+      ...                 alpha=optax.linear_schedule(1.0, 0.0, 1000), groups=samax.lora_groups)
+    """
+    return balanced(
+        optimizer,
+        lambda params_sq, grads_sq: _larger(grads_sq),
+        learning_rate=learning_rate,
+        alpha=alpha,
+        groups=groups,
+        bound=bound,
+        track=track,
+    )
+
+
+def obar(
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: ScalarOrSchedule,
+    alpha: ScalarOrSchedule,
+    groups: Groups,
+    bound: Scalar | None = 0.5,
+    track: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Balancedness-aware regularization for overparametrized problems, such as LoRA.
+
+    $$ c_k = \begin{cases} -1 & \text{the core with the larger norm} \\
+       +1 & \text{the other} \end{cases} $$
+
+    For K > 2 cores $c_k = -\mathrm{sign}(\lVert G_k \rVert^2 - \text{mean})$. With two equal norms
+    the first core gets -1.
+
+    Args:
+      optimizer: the base optimizer, learning rate included.
+      learning_rate: its learning rate, a number or a schedule.
+      alpha: the strength, at least 0; the paper has schedules that start at 0.5, 1 or 2 and decay
+        to 0.
+      groups: the cores; see `samax.balanced`.
+      bound: the largest `|eta alpha c_k|`; see `samax.balanced`.
+      track: whether the state keeps the last rates.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: if a number or schedule is negative or not finite.
+
+    References:
+      Li, Zhang and He, Implicit Regularization of Sharpness-Aware Minimization for Scale-Invariant
+      Problems, 2024, Algorithm 3, [arXiv 2410.14802](https://arxiv.org/abs/2410.14802)
+
+    Examples:
+      >>> import optax, samax
+      >>> tx = samax.obar(optax.adamw(1e-4), learning_rate=1e-4, alpha=0.5,
+      ...                 groups=samax.lora_groups)
+    """
+    return balanced(
+        optimizer,
+        lambda params_sq, grads_sq: -_larger(params_sq),
+        learning_rate=learning_rate,
+        alpha=alpha,
+        groups=groups,
+        bound=bound,
+        track=track,
+    )
+
+
+def das(
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: ScalarOrSchedule,
+    alpha: ScalarOrSchedule,
+    groups: Groups,
+    norm_power: Scalar = 2,
+    eps: Scalar = 0.0,
+    bound: Scalar | None = 0.5,
+    track: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Deviation-aware scaling: what SAM does to the norms of the cores, without its gradient.
+
+    $$ c_k = \frac{u \, (\gamma_k - \bar\gamma)}{\lVert G_k \rVert^2}, \qquad
+       \gamma_k = \lVert g_k \rVert^2, \quad u = \Big(\sum_k \gamma_k\Big)^{-1/2} $$
+
+    With `alpha = rho` it moves the norm deviation $Q = \sum_k (\lVert G_k \rVert^2 -
+    \text{mean})^2$ as SAM does, to first order in rho.
+
+    Args:
+      optimizer: the base optimizer, learning rate included.
+      learning_rate: its learning rate, a number or a schedule.
+      alpha: the strength, at least 0, a number or a schedule; it plays the part of SAM's rho.
+      groups: the cores; see `samax.balanced`.
+      norm_power: the power of `||G_k||`: 2 as published; the authors' neural-network code has 1.
+      eps: added to the denominator `||G_k||^p sqrt(sum gamma)`; the authors' code has 1e-8.
+      bound: the largest `|eta alpha c_k|`; see `samax.balanced`. Without it tensor completion from
+        a small start becomes NaN.
+      track: whether the state keeps the last rates.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: if a number or schedule is negative or not finite.
+
+    References:
+      Cao, Atarashi and Kashima, 2025, Algorithm 2,
+      [arXiv 2508.10435](https://arxiv.org/abs/2508.10435)
+
+    Examples:
+      >>> import optax, samax
+      >>> tx = samax.das(optax.adam(1e-3), learning_rate=1e-3,
+      ...                alpha=optax.linear_schedule(0.001, 0.0, 50_000),
+      ...                groups=samax.groups_by_path(r"(?P<group>tucker)/"))
+    """
+    check_scalar("norm_power", norm_power)
+    check_scalar("eps", eps)
+
+    def rule(params_sq: jax.Array, grads_sq: jax.Array) -> jax.Array:
+        total = grads_sq.sum(axis=0)
+        deviation = grads_sq - grads_sq.mean(axis=0)
+        return deviation / (params_sq ** (norm_power / 2) * jnp.sqrt(total) + eps)
+
+    return balanced(
+        optimizer,
+        rule,
+        learning_rate=learning_rate,
+        alpha=alpha,
+        groups=groups,
+        bound=bound,
+        track=track,
+    )
+
+
+def _larger(squares: jax.Array) -> jax.Array:
+    """+1 for what is above the mean and -1 below; of two equal ones the first has +1."""
+    if len(squares) == 2:
+        first = jnp.where(squares[0] >= squares[1], 1.0, -1.0)
+        return jnp.stack([first, -first])
+    return jnp.sign(squares - squares.mean(axis=0))
