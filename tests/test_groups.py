@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import samax
-from samax.groups import find_groups
+from samax.groups import find_groups, squared_norm
 
 A, B = jnp.ones((4, 2)), jnp.zeros((2, 4))
 
@@ -139,3 +139,12 @@ class TestErrors:
             cores({"x": A}, {"x": None})
         with pytest.raises(ValueError, match="groups must be a pytree of labels"):
             cores({"x": A}, {"z": "a"})
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4), (3, 4, 2)])
+def test_squared_norms(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    np.testing.assert_allclose(squared_norm(x, False), np.sum(np.square(x)), rtol=1e-5)
+    if shape:
+        each = np.square(x).reshape(shape[0], -1).sum(1)
+        np.testing.assert_allclose(squared_norm(x, True), each, rtol=1e-5)
