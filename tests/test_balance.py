@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import samax
+from benchmarks.balance_toys_problems import nop, steps_to_half, trajectories, tucker
 
 TARGET = jnp.diag(jnp.array([0.5, 0.0, 0.0]))
 GROUPS = {"x": "xy", "y": "xy"}
@@ -114,6 +115,48 @@ class TestTheory:
         tx = method(optax.sgd(eta), learning_rate=eta, alpha=alpha, groups=GROUPS)
         assert abs(balance(plain)) == pytest.approx(abs(balance(start())), rel=0.05)
         assert abs(balance(run(tx))) < 0.7 * abs(balance(plain))
+
+
+class TestToys:
+    """METHODS.md 5 over the whole time of its runs, in a tenth of the steps, ten times as large."""
+
+    def test_the_half_times_of_sam_on_nop_respond_to_the_noise(self):
+        toy = nop()._replace(learning_rate=1e-3, steps=3_000, levels=(0.5, 1.0, 2.0))
+        run = trajectories(toy, "SAM", seeds=4, every=10)
+        halves = np.median(steps_to_half(run.imbalance, 10), axis=1)
+        np.testing.assert_allclose(halves, [2_560, 1_220, 610], rtol=0.03)
+
+    def test_sgd_keeps_what_sam_cuts_on_nop(self):
+        toy = nop()._replace(learning_rate=1e-3, steps=10_000, levels=(0.0, 0.5, 1.0, 2.0))
+        start = 0.56
+        sgd, sam = (
+            trajectories(toy, method, seeds=2).imbalance[..., -1].mean(1)
+            for method in ("SGD", "SAM")
+        )
+        # SGD's loss is of the order of its step size: of the squares of the gradients' norms.
+        np.testing.assert_allclose(sgd[:2], start, rtol=0.02)
+        np.testing.assert_allclose(sam[1:3], [0.112, 0.072], rtol=0.05)
+        assert sam[0] > 1.05 * start
+        assert sam[3] < 1e-4  # both cores are 0, which is no balance
+
+    @pytest.mark.parametrize("case", ["large core", "small core"])
+    def test_das_moves_the_norm_deviation_as_sam_does(self, case):
+        norms = (2.4, 1.2, 0.4) if case == "large core" else (0.4, 2.4, 1.2)
+        toy = tucker(**dict(zip("gab", norms, strict=True)))
+        toy = toy._replace(learning_rate=1e-2, steps=5_000, levels=(0.5, 1.0))
+        runs = {method: trajectories(toy, method, seeds=2) for method in toy.methods}
+        sgd, sam, das = (run.imbalance.mean(1) for run in runs.values())
+        covariance = runs["SAM"].covariance[..., toy.steps // 200 :].mean((1, 2))
+        if case == "large core":
+            assert np.all(covariance < 0)
+            effect = (sgd - sam)[:, -1]
+            assert np.all(effect > 0.5)
+            assert np.all(np.abs(das - sam).max(1) < 0.06 * effect)
+        else:  # here both raise it
+            assert np.all(covariance > 0)
+            for run in (sam, das):
+                assert np.all(run[:, -1] > sgd[:, -1] + 0.05)
+                assert np.all(run[:, -1] > run[:, 0])
 
 
 @pytest.mark.parametrize("method", [samax.nbar, samax.obar, samax.das])
