@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ Colours = dict[str, str]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; SGD is the grey reference.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#6A3D9A")
-_STYLE: Any = {
+STYLE: Any = {
     "figure.dpi": 130,
     "font.size": 10,
     "axes.spines.top": False,
@@ -38,8 +39,8 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
         equal_time: The time to mark, in seconds, or None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    colours = _palette(runs)
-    with mpl.rc_context(_STYLE):
+    colours = palette(runs)
+    with mpl.rc_context(STYLE):
         drawings = {
             "accuracy": _accuracy(runs, colours),
             "learning_curves": _learning_curves(runs, colours),
@@ -200,11 +201,12 @@ def _zoom(axis: Axes, curves: dict[str, np.ndarray]) -> None:
     axis.set_ylim(low - margin, high + margin)
 
 
-def _palette(runs: Runs) -> Colours:
+def palette(methods: Iterable[str]) -> Colours:
     """Returns a colour for each method, the same in every figure."""
-    others = [label for label in runs if not label.startswith("sgd")]
+    labels = list(methods)
+    others = [label for label in labels if not label.startswith("sgd")]
     colours = {label: _COLOURS[index % len(_COLOURS)] for index, label in enumerate(others)}
-    return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in runs}
+    return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in labels}
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
