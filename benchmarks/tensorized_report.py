@@ -89,10 +89,11 @@ def to_markdown(levels: dict[float, report.Runs], rows: list[dict[str, Any]]) ->
     seeds = sorted({seed for runs in levels.values() for seeds in runs.values() for seed in seeds})
     hardware, versions = record["hardware"], record["versions"]
     software = ", ".join(f"{name} {versions[name]}" for name in ("jax", "flax", "optax"))
+    unit = "core(s)" if hardware["backend"] == "cpu" else "device(s)"
     heading, details = _title(record)
     parts = [
         f"# {heading}\n\n{details}. Seeds {', '.join(map(str, seeds))}; {hardware['device']}, "
-        f"{hardware['count']} core(s) or device(s); {software}."
+        f"{hardware['count']} {unit}; {software}."
     ]
     difference = f"last10_test_top1_minus_{report.BASELINE}"
     tables = {
@@ -130,7 +131,8 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
         axes = figure.subplots(1, 2)
         for axis, (name, error, label) in zip(axes, panels, strict=True):
             for place, method in enumerate(methods):
-                own = [row for row in rows if row["method"] == method and name in row]
+                own = [row for row in rows if row["method"] == method]
+                own = [row for row in own if row.get(name, {}).get("mean") is not None]
                 # Side by side, or their bars would cover one another.
                 shift = 0.8 * (place - (len(methods) - 1) / 2)
                 axis.errorbar(
