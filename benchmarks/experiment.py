@@ -123,11 +123,9 @@ class Comparison:
             ValueError: The method cannot be built, or not for this model.
         """
         schedule = self._schedule(spec)
+        decay = optax.add_decayed_weights(self._settings.weight_decay)
         # The decay joins the gradient after the method, so that no ascent contains it.
-        base = optax.chain(
-            optax.add_decayed_weights(self._settings.weight_decay),
-            optax.sgd(schedule, momentum=MOMENTUM),
-        )
+        base = optax.chain(decay, optax.sgd(schedule, momentum=MOMENTUM))
         steps = self._settings.epochs * spec.epoch_factor * self._steps
         return spec.optimizer(base, learning_rate=schedule, steps=steps, groups=self._groups)
 
