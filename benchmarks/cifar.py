@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import data, report
@@ -25,9 +26,20 @@ _SUBSET_SEED = 0  # one subset for all runs: seeds vary the training, not the ta
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
+    parser = make_parser("benchmarks.cifar", __doc__)
+    parser.add_argument(
+        "--label-noise", type=float, default=0.0, help="the share of training labels made wrong"
+    )
+    arguments = parser.parse_args(argv)
+    check_arguments(arguments)
+    return arguments
+
+
+def make_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Returns a parser of what all comparisons of classifiers are told, label noise apart."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cifar",
-        description=__doc__.split("\n\n")[0],
+        prog=f"python -m {module}",
+        description=description.split("\n\n", maxsplit=1)[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -35,7 +47,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--train-images", type=int, help="a class-balanced subset of the training images")
     add("--test-images", type=int, help="a class-balanced subset of the test images")
     add("--fraction", type=float, default=1.0, help="the share of training images to keep")
-    add("--label-noise", type=float, default=0.0, help="the share of training labels made wrong")
     add("--model", default="cnn", choices=MODELS)
     add("--width", type=float, default=1.0, help="multiplies the model's channels")
     add("--bfloat16", action="store_true", help="compute in bfloat16 with float32 parameters")
@@ -53,7 +64,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weight-decay", type=float, default=5e-4)
     add("--label-smoothing", type=float, default=0.0)
     add("--out", type=Path, help="the results' folder; by default runs/DATA-MODEL")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises a `ValueError` that names an argument which is out of its range."""
     for name in ("seeds", "epochs", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(
@@ -67,7 +82,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         value = getattr(arguments, name)
         if not low <= value < high:
             raise ValueError(f"--{name.replace('_', '-')} must be in [{low}, {high}), got {value}.")
-    return arguments
 
 
 def load(arguments: argparse.Namespace) -> data.Dataset:
@@ -97,27 +111,45 @@ def compare(arguments: argparse.Namespace, specs: list[MethodSpec]) -> None:
     """Runs every method with every seed, writes the report and prints its tables."""
     dataset = load(arguments)
     folder = arguments.out or Path("runs") / f"{dataset.name}-{arguments.model}"
-    comparison = Comparison(dataset, settings(arguments, dataset), folder)
-    seeds = range(arguments.seed_start, arguments.seed_start + arguments.seeds)
-    work = sum(METHODS[spec.name].gradients * spec.epoch_factor for spec in specs)
-    with show_progress(work * arguments.epochs * len(seeds)) as progress:
-        for seed in seeds:  # seeds outside: a stop leaves whole comparisons
-            for spec in specs:
-                comparison.run(spec, seed, progress)
+    run_all([Comparison(dataset, settings(arguments, dataset), folder)], arguments, specs)
     print(report.write(folder))
     print(f"Results and figures: {folder}")
 
 
+def run_all(
+    comparisons: Sequence[Comparison], arguments: argparse.Namespace, specs: list[MethodSpec]
+) -> None:
+    """Runs every method with every seed in every comparison."""
+    for spec in specs:  # before hours of training: can each be built for this model?
+        comparisons[0].optimizer(spec)
+    seeds = range(arguments.seed_start, arguments.seed_start + arguments.seeds)
+    work = sum(METHODS[spec.name].gradients * spec.epoch_factor for spec in specs)
+    with show_progress(work * arguments.epochs * len(seeds) * len(comparisons)) as progress:
+        for seed in seeds:  # seeds outside: a stop leaves whole comparisons
+            for comparison in comparisons:
+                for spec in specs:
+                    comparison.run(spec, seed, progress)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
+
+    def command() -> None:
         arguments = parse_arguments(argv)
         compare(arguments, parse_methods(arguments.methods))
+
+    return run_command("benchmarks.cifar", command, argv)
+
+
+def run_command(module: str, command: Callable[[], None], argv: list[str] | None) -> int:
+    """Runs a module's command and returns its exit status: 2 on bad input, 130 when stopped."""
+    try:
+        command()
     except KeyboardInterrupt:
-        command = shlex.join(sys.argv[1:] if argv is None else argv)
+        arguments = shlex.join(sys.argv[1:] if argv is None else argv)
         print(
             "\nStopped. The last whole epoch is saved; to continue, repeat\n"
-            f"  python -m benchmarks.cifar {command}".rstrip(),
+            f"  python -m {module} {arguments}".rstrip(),
             file=sys.stderr,
         )
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import time
 import zlib
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+import samax
 from benchmarks import models, records
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.data import Dataset, corrupt_labels
@@ -61,9 +63,8 @@ class Comparison:
         self._folder = folder
         self._trainers: dict[str, Trainer] = {}
         self._crc32 = _crc32(dataset)
-        shared = records.shared_config(self.config(parse_method("sgd"), 0))
-        for path, record in records.read_records(folder).items():
-            records.check_config(records.shared_config(record["config"]), shared, path)
+        self._groups = models.CORE_GROUPS if settings.model in models.TENSORIZED else None
+        self._check_folder()
         # In evaluation mode the training set is sampled: as many images as there are test images.
         count = min(len(dataset.train_labels), len(dataset.test_labels))
         rng = np.random.default_rng(0)
@@ -78,6 +79,23 @@ class Comparison:
                 )
             )
         )
+
+    def with_label_noise(self, label_noise: float, folder: Path) -> Comparison:
+        """Returns the comparison with another label noise; programs and device data are shared.
+
+        Raises:
+            ValueError: The folder holds records of another comparison.
+        """
+        other = copy.copy(self)
+        other._settings = self._settings._replace(label_noise=label_noise)
+        other._folder = folder
+        other._check_folder()
+        return other
+
+    def _check_folder(self) -> None:
+        shared = records.shared_config(self.config(parse_method("sgd"), 0))
+        for path, record in records.read_records(self._folder).items():
+            records.check_config(records.shared_config(record["config"]), shared, path)
 
     def config(self, spec: MethodSpec, seed: int) -> dict[str, Any]:
         """Returns all that decides a run's numbers, as JSON types."""
@@ -97,6 +115,19 @@ class Comparison:
             "seed": seed,
         }
         return json.loads(json.dumps(config))
+
+    def optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
+        """Returns a method's optimizer.
+
+        Raises:
+            ValueError: The method cannot be built, or not for this model.
+        """
+        schedule = self._schedule(spec)
+        decay = optax.add_decayed_weights(self._settings.weight_decay)
+        # The decay joins the gradient after the method, so that no ascent contains it.
+        base = optax.chain(decay, optax.sgd(schedule, momentum=MOMENTUM))
+        steps = self._settings.epochs * spec.epoch_factor * self._steps
+        return spec.optimizer(base, learning_rate=schedule, steps=steps, groups=self._groups)
 
     def run(self, spec: MethodSpec, seed: int, progress: Progress) -> records.Record:
         """Trains one method with one seed, from its last checkpoint if there is one.
@@ -134,6 +165,7 @@ class Comparison:
         seed, epochs = config["seed"], config["epochs"] * spec.epoch_factor
         trainer = self._trainer(spec)
         state = trainer.init(seed)
+        start = self._norm_deviation(state.params)
         history: dict[str, Any] = {"resumed_after_epochs": [], "epochs": []}
         restored = checkpoints.restore(state)
         if restored is not None:
@@ -170,6 +202,7 @@ class Comparison:
             history["epochs"].append(entry)
             checkpoints.save(epoch + 1, state, history)
             progress.epoch(entry)
+        end = self._norm_deviation(state.params)
         return {
             "format": records.FORMAT,
             "config": config,
@@ -179,8 +212,16 @@ class Comparison:
             "steps_per_epoch": self._steps,
             "compile_seconds": trainer.compile_seconds,
             **history,
+            **({"norm_deviation": {"start": start, "end": end}} if end else {}),
             "final": final_metrics(history["epochs"]),
         }
+
+    def _norm_deviation(self, params: nnx.State) -> dict[str, float]:
+        """Returns the norm deviation Q of each tensorized layer; empty where there is none."""
+        if self._groups is None:
+            return {}
+        deviations = jax.jit(samax.norm_deviation, static_argnums=1)(params, self._groups)
+        return {layer: float(value) for layer, value in deviations.items()}
 
     @property
     def _steps(self) -> int:
@@ -205,12 +246,6 @@ class Comparison:
                     rngs=nnx.Rngs(seed),
                 )
 
-            # The decay joins the gradient after the method, so that no ascent contains it.
-            tx = optax.chain(
-                spec.build(),
-                optax.add_decayed_weights(settings.weight_decay),
-                optax.sgd(self._schedule(spec), momentum=MOMENTUM),
-            )
             recipe = Recipe(
                 settings.batch_size,
                 data.mean,
@@ -219,7 +254,7 @@ class Comparison:
                 settings.label_smoothing,
                 dtype,
             )
-            self._trainers[spec.label] = Trainer(build_model, tx, recipe)
+            self._trainers[spec.label] = Trainer(build_model, self.optimizer(spec), recipe)
         return self._trainers[spec.label]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
         equal_time: The time to mark, in seconds, or None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    colours = _palette(runs)
+    colours = palette(runs)
     with mpl.rc_context(STYLE):
         drawings = {
             "accuracy": _accuracy(runs, colours),
@@ -200,11 +201,12 @@ def _zoom(axis: Axes, curves: dict[str, np.ndarray]) -> None:
     axis.set_ylim(low - margin, high + margin)
 
 
-def _palette(runs: Runs) -> Colours:
+def palette(methods: Iterable[str]) -> Colours:
     """Returns a colour for each method, the same in every figure."""
-    others = [label for label in runs if not label.startswith("sgd")]
+    labels = list(methods)
+    others = [label for label in labels if not label.startswith("sgd")]
     colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
-    return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in runs}
+    return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in labels}
 
 
 def _legend(figure: Figure, axis: Axes) -> None:

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import optax
 
 import samax
+from samax.groups import Groups
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A gradient transformation that precedes the base optimizer, with its default settings.
+    """A method with its default settings.
 
     Attributes:
-        factory: Builds the transformation from the hyper-parameters by name.
+        factory: Builds the method from the hyper-parameters by name: a transformation that precedes
+            the base optimizer or, if it balances, one that wraps it.
         defaults: The hyper-parameters used where the user names none.
         source: Where the defaults come from.
         gradients: Gradient evaluations a step, by which remaining time is estimated.
+        balances: Whether it scales the cores of a tensorized model; its `alpha` then decays
+            linearly to 0 over the training.
     """
 
     factory: Callable[..., optax.GradientTransformation]
     defaults: Mapping[str, float]
     source: str
     gradients: int = 2
+    balances: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -46,6 +52,9 @@ METHODS: dict[str, Method] = {
     # Measured: with minibatches the smoothed ratio stays within about 3 % of 1, so that at samax's
     # own gamma of 0.1 lambda never leaves 1 and SAMAR is SAM.
     "samar": Method(samax.samar, {"rho": 0.05, "gamma": 0.01}, "SAM's rho; gamma measured here"),
+    "das": Method(samax.das, {"alpha": 0.1}, "arXiv 2508.10435, TR-ResNet-32 on CIFAR-10", 1, True),
+    "nbar": Method(samax.nbar, {"alpha": 1.0}, "arXiv 2410.14802, LoRA: of 0.5, 1, 2", 1, True),
+    "obar": Method(samax.obar, {"alpha": 1.0}, "arXiv 2410.14802, LoRA: of 0.5, 1, 2", 1, True),
 }
 
 
@@ -58,15 +67,40 @@ class MethodSpec:
     hyperparameters: dict[str, float]
     epoch_factor: int = 1
 
-    def build(self) -> optax.GradientTransformation:
-        """Returns the transformation to put first in the optimizer's chain.
+    def optimizer(
+        self,
+        base: optax.GradientTransformation,
+        *,
+        learning_rate: optax.ScalarOrSchedule,
+        steps: int,
+        groups: Groups | None,
+    ) -> optax.GradientTransformation:
+        """Returns the method with its base optimizer.
+
+        Args:
+            base: The base optimizer, learning rate and weight decay included.
+            learning_rate: The base optimizer's, as a number or a schedule.
+            steps: The steps of the whole training.
+            groups: The model's cores; None if it has none.
 
         Raises:
-            ValueError: A hyper-parameter has an unknown name or an invalid value.
+            ValueError: A hyper-parameter has an unknown name or an invalid value, or a method that
+                balances cores finds none.
         """
-        track = {} if self.name == "sgd" else {"track": True}
+        method = METHODS[self.name]
+        settings: dict[str, Any] = dict(self.hyperparameters)
         try:
-            return METHODS[self.name].factory(**self.hyperparameters, **track)
+            if method.balances:
+                if groups is None:
+                    raise ValueError(
+                        "it balances the cores of tensorized layers, and the model has none; "
+                        "choose a tensorized model, such as --model tr-resnet20"
+                    )
+                alpha = optax.linear_schedule(settings.pop("alpha"), 0.0, steps)
+                wrap = {"learning_rate": learning_rate, "alpha": alpha, "groups": groups}
+                return method.factory(base, **wrap, **settings)
+            track = {} if self.name == "sgd" else {"track": True}
+            return optax.chain(method.factory(**settings, **track), base)
         except (TypeError, ValueError) as error:
             raise ValueError(f"Method {self.label!r} cannot be built: {error}") from error
 

@@ -20,10 +20,11 @@ import optax
 from flax import nnx
 
 from benchmarks import models
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, parse_method
 
 RHO = 0.05
-SAMAX_METHODS = tuple(name for name in METHODS if name != "sgd")
+BALANCING = tuple(name for name, method in METHODS.items() if method.balances)
+SAMAX_METHODS = tuple(name for name in METHODS if name not in ("sgd", *BALANCING))
 
 DESCRIPTIONS = {
     "base": "the base optimizer alone",
@@ -33,6 +34,10 @@ DESCRIPTIONS = {
     **{name: f"samax.{name}" for name in SAMAX_METHODS if name != "sam"},
     "optax_opaque": "optax.contrib.sam, the second gradient inside `update`",
     "optax_transparent": "optax.contrib.sam, two calls a step",
+    **{
+        name: f"samax.{name} around the base optimizer, on tensorized networks"
+        for name in BALANCING
+    },
 }
 
 _CLEAN_SHARE = {"sam_quarter": 4}
@@ -134,7 +139,9 @@ def training(
     image_key, label_key = jax.random.split(jax.random.key(1))
     images = jax.random.normal(image_key, (batch_size, 32, 32, 3))
     labels = jax.random.randint(label_key, (batch_size,), 0, 10)
-    base = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
+    learning_rate = 0.01
+    base = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(learning_rate, momentum=0.9))
+    tensorized = name in models.TENSORIZED
 
     def loss_fn(
         params: nnx.State, model_state: nnx.State, images: jax.Array, labels: jax.Array
@@ -144,7 +151,13 @@ def training(
         return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
     def build(method: str) -> Step:
-        tx = optimizer(method, base)
+        if method in BALANCING:
+            tx = parse_method(method).optimizer(
+                base, learning_rate=learning_rate, steps=1000, groups=models.CORE_GROUPS
+            )
+            tx = optimizer("base", tx)
+        else:
+            tx = optimizer(method, base)
         clean_size = batch_size // _CLEAN_SHARE.get(method, 1)
 
         def step(carry: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
@@ -171,7 +184,8 @@ def training(
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     title = f"{name}, {count / 1e6:.2g} M parameters, batch {batch_size}, 32x32x3 (base: SGD)"
-    return Problem(title, tuple(DESCRIPTIONS), default_methods, rounds, params, build)
+    methods = tuple(name for name in DESCRIPTIONS if tensorized or name not in BALANCING)
+    return Problem(title, methods, default_methods, rounds, params, build)
 
 
 def pytree(leaves: int, rounds: int, *, compiled: bool) -> Problem:
@@ -200,7 +214,7 @@ def pytree(leaves: int, rounds: int, *, compiled: bool) -> Problem:
             return Step(transparent_step, _copied((params, state)), (grads,), _calls(method))
         return Step(step, _copied(state), (grads, params))
 
-    methods = tuple(name for name in DESCRIPTIONS if name not in _CLEAN_SHARE)
+    methods = tuple(name for name in DESCRIPTIONS if name not in (*_CLEAN_SHARE, *BALANCING))
     # Not compiled, an update takes seconds.
     default_methods = methods if compiled else ("base", "limit", "sam", "optax_opaque")
     how = "compiled" if compiled else "not compiled"

@@ -86,6 +86,7 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
                     1.3,
                     "clean gradient on a quarter of the batch: at most 1.3x",
                 ),
+                ("das", "base", 1.05, "das at most 1.05x the base optimizer"),
             ]
         methods = problem["methods"]
         for method, other, bound, claim in claims:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks import records
 from benchmarks.figures import COLOURS, STYLE
 from benchmarks.records import Record
+from benchmarks.tables import markdown_table
 
 Runs = dict[str, list[Record]]
 """Records by method, a split each."""
@@ -154,12 +155,16 @@ def to_markdown(
             f"{config['obar_alpha']} with linear decay to 0, {config['dtype']}; {hardware}; "
             f"jax {versions['jax']}, optax {versions['optax']}.",
             "",
-            *_table(header.split("|"), lines),
+            markdown_table([header.split("|"), *lines]),
+            "",
             _NOTES,
-            *_table(
-                ["target", "measured", "verdict"],
-                [list(target.values()) for target in targets(runs, overhead)],
+            markdown_table(
+                [
+                    ["target", "measured", "verdict"],
+                    *(list(target.values()) for target in targets(runs, overhead)),
+                ]
             ),
+            "",
         ]
     )
 
@@ -244,8 +249,3 @@ def _spread(values: list[float] | None, digits: int) -> str:
         return "-"
     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    cells = [header, ["---"] * len(header), *rows]
-    return [*("| " + " | ".join(line) + " |" for line in cells), ""]

@@ -9,22 +9,45 @@ from flax import nnx
 
 from benchmarks.models.cnn import SmallCNN
 from benchmarks.models.resnet import PadShortcut, ProjectionShortcut, ResNet
+from benchmarks.models.tensorized import CORE_GROUPS, TensorizedConv, TensorizedLinear
 from benchmarks.models.wide_resnet import WideResNet
 
-__all__ = ["MODELS", "build", "parameter_count"]
+__all__ = ["CORE_GROUPS", "MODELS", "TENSORIZED", "build", "parameter_count"]
 
 # The CIFAR ResNets take option A's shortcuts, as He et al. do on CIFAR; the wider ones option B's.
 _cifar_resnet = partial(ResNet, channels=(16, 32, 64), shortcut=PadShortcut)
 _wide_stem_resnet = partial(ResNet, channels=(64, 128, 256, 512), shortcut=ProjectionShortcut)
 
-MODELS: dict[str, Callable[..., nnx.Module]] = {
+
+# Rank 15 is that of the published Tensor-Ring ResNet-32 of 0.20 M parameters. The others have about
+# as many: a ring's core is rank times as large as a factor matrix, so CP of rank 15 * 15 has the
+# same number; 17 is the Tensor-Train rank that comes closest to it.
+_RANKS = {"tr": 15, "tt": 17, "cp": 225}
+_DENSE: dict[str, Callable[..., nnx.Module]] = {
     "cnn": SmallCNN,
     "resnet20": partial(_cifar_resnet, blocks=(3, 3, 3)),
     "resnet32": partial(_cifar_resnet, blocks=(5, 5, 5)),
+}
+
+TENSORIZED: dict[str, Callable[..., nnx.Module]] = {
+    f"{format}-{name}": partial(
+        network,
+        # The first convolution stays dense: from 3 channels, a ring would be larger.
+        inner_conv=partial(TensorizedConv, format=format, rank=rank),
+        linear=partial(TensorizedLinear, format=format, rank=rank),
+    )
+    for format, rank in _RANKS.items()
+    for name, network in _DENSE.items()
+}
+"""The models that have cores, which `CORE_GROUPS` finds."""
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    **_DENSE,
     "resnet18": partial(_wide_stem_resnet, blocks=(2, 2, 2, 2)),
     "resnet34": partial(_wide_stem_resnet, blocks=(3, 4, 6, 3)),
     "wrn28-10": partial(WideResNet, depth=28, widening=10),
     "wrn34-10": partial(WideResNet, depth=34, widening=10),
+    **TENSORIZED,
 }
 
 

@@ -1,5 +1,7 @@
 """A small convolutional network for the digits, quick on a CPU."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,23 +19,35 @@ class SmallCNN(nnx.Module):
     def __init__(
         self,
         *,
+        inner_conv: Callable[..., nnx.Module] = conv,
+        linear: Callable[..., nnx.Module] = nnx.Linear,
         num_classes: int,
         in_channels: int,
         width: float,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; ``benchmarks.models.build`` documents the arguments."""
+        """Builds the network.
+
+        Args:
+            inner_conv: Makes all convolutions but the first, as ``layers.conv`` does.
+            linear: Makes the classifier's linear layer, as ``nnx.Linear`` does.
+            num_classes: See ``benchmarks.models.build``, as for the others.
+            in_channels: Channels of the images.
+            width: Multiplies the channels 16, 32, 64, 64.
+            dtype: The compute dtype.
+            rngs: The random streams of the initialization.
+        """
         small, middle, large = (scale_channels(c, width) for c in (16, 32, 64))
         self.conv1 = conv(in_channels, small, stride=2, dtype=dtype, rngs=rngs)
         self.norm1 = batch_norm(small, dtype=dtype, rngs=rngs)
-        self.conv2 = conv(small, middle, stride=2, dtype=dtype, rngs=rngs)
+        self.conv2 = inner_conv(small, middle, stride=2, dtype=dtype, rngs=rngs)
         self.norm2 = batch_norm(middle, dtype=dtype, rngs=rngs)
-        self.conv3 = conv(middle, large, stride=2, dtype=dtype, rngs=rngs)
+        self.conv3 = inner_conv(middle, large, stride=2, dtype=dtype, rngs=rngs)
         self.norm3 = batch_norm(large, dtype=dtype, rngs=rngs)
-        self.conv4 = conv(large, large, stride=2, dtype=dtype, rngs=rngs)
+        self.conv4 = inner_conv(large, large, stride=2, dtype=dtype, rngs=rngs)
         self.norm4 = batch_norm(large, dtype=dtype, rngs=rngs)
-        self.classifier = Classifier(large, num_classes, rngs=rngs)
+        self.classifier = Classifier(large, num_classes, linear=linear, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps normalized ``(N, H, W, C)`` images to float32 logits."""

@@ -1,5 +1,7 @@
 """The layers that all the networks share, with the papers' initialization and padding."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -45,9 +47,16 @@ def batch_norm(features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.BatchN
 class Classifier(nnx.Module):
     """Global average pooling and a linear layer: float32 logits."""
 
-    def __init__(self, in_features: int, num_classes: int, *, rngs: nnx.Rngs):
-        """Builds the linear layer."""
-        self.linear = nnx.Linear(in_features, num_classes, rngs=rngs)
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        linear: Callable[..., nnx.Module] = nnx.Linear,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the linear layer; ``linear`` is called as ``nnx.Linear`` is."""
+        self.linear = linear(in_features, num_classes, rngs=rngs)
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Maps ``(N, H, W, C)`` features to ``(N, num_classes)`` logits."""

@@ -64,6 +64,7 @@ class BasicBlock(nnx.Module):
         stride: int,
         *,
         shortcut: Callable[..., nnx.Module],
+        conv: Callable[..., nnx.Module],
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -94,6 +95,8 @@ class ResNet(nnx.Module):
         blocks: Sequence[int],
         channels: Sequence[int],
         shortcut: Callable[..., nnx.Module],
+        inner_conv: Callable[..., nnx.Module] = conv,
+        linear: Callable[..., nnx.Module] = nnx.Linear,
         num_classes: int,
         in_channels: int,
         width: float,
@@ -106,6 +109,8 @@ class ResNet(nnx.Module):
             blocks: The number of blocks of each stage; all but the first stage halve the image.
             channels: The channels of each stage at width 1.
             shortcut: ``PadShortcut`` or ``ProjectionShortcut``.
+            inner_conv: Makes the blocks' convolutions, as ``layers.conv`` does.
+            linear: Makes the classifier's linear layer, as ``nnx.Linear`` does.
             num_classes: See ``benchmarks.models.build``, as for the others.
             in_channels: Channels of the images.
             width: Multiplies ``channels``.
@@ -121,12 +126,18 @@ class ResNet(nnx.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 block = BasicBlock(
-                    features, out_features, stride, shortcut=shortcut, dtype=dtype, rngs=rngs
+                    features,
+                    out_features,
+                    stride,
+                    shortcut=shortcut,
+                    conv=inner_conv,
+                    dtype=dtype,
+                    rngs=rngs,
                 )
                 layers.append(block)
                 features = out_features
         self.blocks = nnx.Sequential(*layers)
-        self.classifier = Classifier(features, num_classes, rngs=rngs)
+        self.classifier = Classifier(features, num_classes, linear=linear, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps normalized ``(N, H, W, C)`` images to float32 logits."""

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks.models import MODELS, build, parameter_count
+from benchmarks.models import MODELS, TENSORIZED, build, parameter_count
 from benchmarks.models.layers import conv
 from benchmarks.models.resnet import PadShortcut
 
@@ -44,7 +44,7 @@ def test_parameter_count_is_the_published_one(name, count):
 
 
 def test_all_models_have_their_size_checked():
-    assert set(MODELS) == {*PUBLISHED_PARAMETERS, "cnn"}
+    assert set(MODELS) == {*PUBLISHED_PARAMETERS, *TENSORIZED, "cnn"}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -101,7 +101,7 @@ def test_pad_shortcut_subsamples_and_pads_the_channels():
     assert not outputs[..., 24:].any()
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+@pytest.mark.parametrize("name", ["cnn", "resnet20", "tr-cnn"])
 class TestTraining:
     def test_one_gradient_step_lowers_the_loss(self, name):
         model = build(name, num_classes=10, width=0.25, rngs=quick_rngs())

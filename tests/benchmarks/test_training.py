@@ -127,15 +127,46 @@ def test_compilation_is_timed_once(data):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_builds_and_updates(name):
-    tx = optax.with_extra_args_support(parse_method(name).build())
-    params = {"w": jnp.array([1.0, -2.0])}
+    tx = optimizer(name)
+    params = {"core_0": jnp.array([1.0, -2.0]), "core_1": jnp.array([3.0, 1.0])}
 
     def loss(params):
-        return jnp.sum(params["w"] ** 2)
+        return jnp.sum((params["core_0"] * params["core_1"]) ** 2)
 
     value, grads = jax.value_and_grad(loss)(params)
     updates, _ = tx.update(grads, tx.init(params), params, value=value, value_fn=loss)
-    assert np.isfinite(updates["w"]).all()
+    sgd = jax.tree.map(lambda g: -0.1 * g, grads)
+    different = jax.tree.map(lambda u, s: not np.allclose(u, s, rtol=1e-4), updates, sgd)
+    assert all(jax.tree.leaves(different)) == (name != "sgd")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+def optimizer(text, steps=10):
+    spec, groups = parse_method(text), {"core_0": "group", "core_1": "group"}
+    return spec.optimizer(optax.sgd(0.1), learning_rate=0.1, steps=steps, groups=groups)
+
+
+def test_a_balancing_method_wraps_the_base_with_an_alpha_that_decays_to_nothing():
+    params = {"core_0": jnp.array([1.0, -2.0]), "core_1": jnp.array([3.0, 1.0])}
+    grads = {"core_0": jnp.array([0.5, 0.1]), "core_1": jnp.array([0.1, -0.2])}
+    groups = {"core_0": "group", "core_1": "group"}
+    alpha = optax.linear_schedule(0.3, 0.0, 2)
+    base = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.9))
+    expected = samax.das(base, learning_rate=0.1, alpha=alpha, groups=groups, norm_power=1.0)
+    spec = parse_method("das:alpha=0.3:norm_power=1")
+    found = spec.optimizer(base, learning_rate=0.1, steps=2, groups=groups)
+    found_state, expected_state = found.init(params), expected.init(params)
+    for step in range(3):
+        alone, _ = base.update(grads, found_state.optimizer, params)
+        updates, found_state = found.update(grads, found_state, params)
+        wanted, expected_state = expected.update(grads, expected_state, params)
+        np.testing.assert_array_equal(updates["core_0"], wanted["core_0"])
+        assert np.array_equal(updates["core_0"], alone["core_0"]) == (step == 2)
+
+
+def test_a_balancing_method_without_cores_says_so():
+    with pytest.raises(ValueError, match="Method 'das' cannot be built: it balances the cores"):
+        parse_method("das").optimizer(optax.sgd(0.1), learning_rate=0.1, steps=1, groups=None)
 
 
 def test_a_method_is_read_with_its_settings_and_factor():
@@ -166,7 +197,7 @@ def test_a_bad_method_is_one_clear_error(text, message):
         parse_methods(text)
 
 
-@pytest.mark.parametrize("text", ["sam:radius=0.1", "sam:rho=-1"])
+@pytest.mark.parametrize("text", ["sam:radius=0.1", "sam:rho=-1", "das:rho=1", "das:alpha=-1"])
 def test_a_bad_setting_names_the_method(text):
-    with pytest.raises(ValueError, match="Method 'sam:r"):
-        parse_method(text).build()
+    with pytest.raises(ValueError, match=f"Method '{text}"):
+        optimizer(text)
