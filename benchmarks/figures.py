@@ -16,8 +16,8 @@ Runs = dict[str, dict[int, Record]]
 Colours = dict[str, str]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; SGD is the grey reference.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#6A3D9A")
-_STYLE: Any = {
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#6A3D9A")
+STYLE: Any = {
     "figure.dpi": 130,
     "font.size": 10,
     "axes.spines.top": False,
@@ -39,7 +39,7 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = _palette(runs)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         drawings = {
             "accuracy": _accuracy(runs, colours),
             "learning_curves": _learning_curves(runs, colours),
@@ -203,7 +203,7 @@ def _zoom(axis: Axes, curves: dict[str, np.ndarray]) -> None:
 def _palette(runs: Runs) -> Colours:
     """Returns a colour for each method, the same in every figure."""
     others = [label for label in runs if not label.startswith("sgd")]
-    colours = {label: _COLOURS[index % len(_COLOURS)] for index, label in enumerate(others)}
+    colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
     return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in runs}
 
 

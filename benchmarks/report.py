@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks import figures
 from benchmarks.methods import METHODS, parse_method
 from benchmarks.records import Record, check_config, read_records, shared_config, write_text
+from benchmarks.tables import difference, paired, percent, spread, table
 
 BASELINE = "sgd"
 DOUBLED = "sgd@2"
@@ -103,11 +104,11 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
     for label, seeds in runs.items():
         row: dict[str, Any] = {"method": label}
         for name in next(iter(seeds.values()))["final"]:
-            row[name] = _spread([_final(name)(record) for record in seeds.values()])
+            row[name] = spread([_final(name)(record) for record in seeds.values()])
         row["epochs"] = len(next(iter(seeds.values()))["epochs"])
         row["seconds_per_epoch"] = _epoch_seconds(seeds)
-        row["total_seconds"] = _spread([total_seconds(record) for record in seeds.values()])
-        row["top1_at_equal_time"] = _spread([at_budget(record) for record in seeds.values()])
+        row["total_seconds"] = spread([total_seconds(record) for record in seeds.values()])
+        row["top1_at_equal_time"] = spread([at_budget(record) for record in seeds.values()])
         if BASELINE in runs:
             row["relative_epoch_time"] = _epoch_seconds(seeds) / _epoch_seconds(runs[BASELINE])
             row["relative_total_time"] = row["relative_epoch_time"] * (
@@ -115,11 +116,11 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
             )
         for baseline in (BASELINE, DOUBLED):
             if baseline in runs and baseline != label:
-                last10 = _paired(seeds, runs[baseline], _final("last10_test_top1"))
+                last10 = paired(seeds, runs[baseline], _final("last10_test_top1"))
                 row[f"last10_test_top1_minus_{baseline}"] = last10
         if BASELINE in runs and label != BASELINE:
-            difference = _paired(seeds, runs[BASELINE], at_budget)
-            row[f"top1_at_equal_time_minus_{BASELINE}"] = difference
+            name = f"top1_at_equal_time_minus_{BASELINE}"
+            row[name] = paired(seeds, runs[BASELINE], at_budget)
         rows.append(row)
     return rows
 
@@ -185,18 +186,18 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         accuracy[0].append(f"last 10 - {DOUBLED}")
     for row in rows:
         percents = ("test_top1", "test_top5", "last10_test_top1", "last10_train_eval_top1")
-        line = [row["method"], *(_percent(row[name]) for name in percents)]
-        line.append(_percent(row["generalization_gap"]))
+        line = [row["method"], *(percent(row[name]) for name in percents)]
+        line.append(percent(row["generalization_gap"]))
         for baseline in (BASELINE, DOUBLED):
             if baseline in runs:
-                line.append(_difference(row.get(f"last10_test_top1_minus_{baseline}")))
+                line.append(difference(row.get(f"last10_test_top1_minus_{baseline}")))
         accuracy.append(line)
         line = [row["method"], str(row["epochs"]), f"{row['seconds_per_epoch']:.3g}"]
         for name in ("relative_epoch_time", "relative_total_time"):
             line.append(f"{row[name]:.2f}" if name in row else "-")
-        line.append(_percent(row["top1_at_equal_time"]))
+        line.append(percent(row["top1_at_equal_time"]))
         if BASELINE in runs:
-            line.append(_difference(row.get(f"top1_at_equal_time_minus_{BASELINE}")))
+            line.append(difference(row.get(f"top1_at_equal_time_minus_{BASELINE}")))
         speed.append(line)
     terms = {
         "clock": clock,
@@ -216,7 +217,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("jax", "flax", "optax"))
     heading, details = title(record)
     head = f"# {heading}\n\n{details}. Seeds {', '.join(map(str, seeds))}; {where}; {versions}.\n"
-    return "\n".join([head, _table(accuracy), "", _table(speed), "", "\n\n".join(notes), ""])
+    return "\n".join([head, table(accuracy), "", table(speed), "", "\n\n".join(notes), ""])
 
 
 def to_csv(records: Iterable[Record]) -> str:
@@ -251,51 +252,6 @@ def _final(name: str) -> Callable[[Record], float | None]:
 def _epoch_seconds(seeds: dict[int, Record]) -> float:
     times = [entry["compute_seconds"] for run in seeds.values() for entry in run["epochs"]]
     return float(np.median(times))
-
-
-def _spread(values: list[float | None]) -> dict[str, Any]:
-    """Returns mean and standard deviation, None where a value is missing or one seed has none."""
-    known = [value for value in values if value is not None]
-    complete = bool(known) and len(known) == len(values)
-    return {
-        "mean": float(np.mean(known)) if complete else None,
-        "std": float(np.std(known, ddof=1)) if complete and len(known) > 1 else None,
-        "seeds": len(values),
-    }
-
-
-def _paired(
-    seeds: dict[int, Record],
-    baseline: dict[int, Record],
-    value: Callable[[Record], float | None],
-) -> dict[str, Any]:
-    """Returns the mean difference over the common seeds and its standard error."""
-    pairs = [(value(seeds[seed]), value(baseline[seed])) for seed in seeds if seed in baseline]
-    spread = _spread([None if a is None or b is None else a - b for a, b in pairs])
-    error = None if spread["std"] is None else spread["std"] / len(pairs) ** 0.5
-    return {"mean": spread["mean"], "standard_error": error, "seeds": len(pairs)}
-
-
-def _percent(spread: dict[str, Any]) -> str:
-    if spread["mean"] is None:
-        return "-"
-    text = f"{100 * spread['mean']:.2f}"
-    return text if spread["std"] is None else f"{text} ± {100 * spread['std']:.2f}"
-
-
-def _difference(difference: dict[str, Any] | None) -> str:
-    if difference is None or difference["mean"] is None:
-        return "-"
-    text = f"{100 * difference['mean']:+.2f}"
-    error = difference["standard_error"]
-    return text if error is None else f"{text} ± {100 * error:.2f}"
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in padded]
-    return "\n".join([lines[0], f"| {' | '.join('-' * width for width in widths)} |", *lines[1:]])
 
 
 def main(argv: list[str] | None = None) -> int:
