@@ -10,9 +10,8 @@ from flax import nnx
 import samax
 from benchmarks import lora_methods
 from benchmarks.lora_training import Batch, Trainer, batch_indices, imbalance
-from benchmarks.models.bert import Bert
 from benchmarks.models.lora import TRAINED, SentenceClassifier, adapt, is_adapter, kaiming_uniform
-from tests.benchmarks.tiny_bert import CONFIG, encoder
+from tests.benchmarks.tiny_bert import encoder
 
 RANK, ALPHA = 4, 8.0
 BATCH = Batch(
@@ -21,6 +20,7 @@ BATCH = Batch(
     np.array([0, 1, 0], np.int32),
 )
 PRETRAINED = encoder()
+PRETRAINED_BFLOAT16 = encoder(dtype=jnp.bfloat16)
 
 
 def classifier(seed=0, adapter="lora", pretrained=PRETRAINED):
@@ -34,10 +34,7 @@ def trainer(label, steps=250, build=classifier):
 
 
 def in_bfloat16(seed):
-    model = Bert(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    state = nnx.state(PRETRAINED, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, state))
-    return classifier(seed, pretrained=model)
+    return classifier(seed, pretrained=PRETRAINED_BFLOAT16)
 
 
 def loss_fn(graph, params, frozen):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -20,15 +21,18 @@ CONFIG = BertConfig(
 WORDS = ("a", "film", "the", "story", "is", "very", "good", "bad", "great", "dull")
 
 
-def encoder(seed=0):
+def encoder(layers=CONFIG.num_hidden_layers, dtype=jnp.float32):
     """Weights of standard deviation 0.3: at BERT's own 0.02 so small a network is nearly linear."""
-    model = Bert(CONFIG, rngs=nnx.Rngs(seed))
-    rng = np.random.default_rng(seed)
-    state = jax.tree.map(
-        lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape, dtype=np.float32),
-        nnx.state(model, nnx.Param),
-    )
-    nnx.update(model, state)
+    config = dataclasses.replace(CONFIG, num_hidden_layers=layers)
+    model = nnx.eval_shape(lambda: Bert(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        weights = 0.3 * rng.standard_normal(leaf.shape) + (path[-1].key == "scale")
+        return jnp.asarray(weights, dtype if leaf.ndim > 1 else jnp.float32)
+
+    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    nnx.update(model, jax.tree_util.tree_map_with_path(draw, state))
     return model
 
 
@@ -37,7 +41,8 @@ def save(folder, model, **changes):
     from safetensors.numpy import save_file
 
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**dataclasses.asdict(CONFIG), **changes}))
+    config = {**dataclasses.asdict(model.config), **changes}
+    (folder / "config.json").write_text(json.dumps(config))
     leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     tensors = {}
     for path, leaf in leaves:
