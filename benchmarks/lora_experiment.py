@@ -70,7 +70,7 @@ def load_pretrained(folder: Path | None, bfloat16: bool) -> Pretrained:
     place = bert.model_folder() if folder is None else folder
     encoder = bert.load(place, dtype=jnp.bfloat16 if bfloat16 else jnp.float32)
     crc32 = zlib.crc32((place / "model.safetensors").read_bytes())
-    name = bert.PACKAGE if folder is None else folder.name
+    name = bert.NAME if folder is None else folder.name
     return Pretrained(name, crc32, encoder, text.load_tokenizer(place))
 
 
@@ -253,9 +253,10 @@ class Comparison:
         def pooled(weights: nnx.State, ids: Any, mask: Any) -> jax.Array:
             return bert.mean_pool(nnx.merge(graph, weights)(ids, mask), mask)
 
-        parts = np.array_split(np.arange(len(tokens.lengths)), -(-len(tokens.lengths) // 64))
-        longest = tokens.ids.shape[1]
-        return np.concatenate([pooled(weights, *tokens.batch(part, longest)) for part in parts])
+        features = np.empty((len(tokens.lengths), self._pretrained.encoder.config.hidden_size))
+        for chosen, filled in tokens.chunks():
+            features[chosen] = pooled(weights, *tokens.batch(filled))[: len(chosen)]
+        return features
 
     def _sample(self, seed: int) -> text.Examples:
         return text.k_shot(self._split.pool, self._settings.shots, self._task, seed)

@@ -41,12 +41,12 @@ _NOTES = (
     "on batches cut to their longest sentence; `--time` compares the methods' steps side by side.",
 )
 _MEASURES = {
-    "lora": "Balancedness is B = (||A||^2 - ||B||^2) / 2, |B| its mean over all adapters at the "
-    "end; the ratio to AdamW's is the mean over seeds",
+    "lora": "Balancedness is (||A||^2 - ||B||^2) / 2 of an adapter; abs B is the mean of its "
+    "absolute value over all adapters at the end; the ratio to AdamW's is the mean over seeds",
     "flora": "The norm deviation is Q = sum (||G_k||^2 - mean)^2 of an adapter's three cores, its "
     "mean over all adapters at the end; the ratio to AdamW's is the mean over seeds",
 }
-_COLUMNS = {"lora": "end |B|", "flora": "end Q"}
+_COLUMNS = {"lora": "end abs B", "flora": "end Q"}
 
 
 def write(folder: Path) -> str:
@@ -114,8 +114,8 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
 def targets(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Returns a line for each claim about balancedness: the claim, what was found, a verdict."""
     claims: dict[str, tuple[str, str, float]] = {
-        "obar": (f"oBAR's |B| ends below {_OBAR_BELOW:g} of AdamW's", "mean", _OBAR_BELOW),
-        "sam": ("SAM's |B| ends below AdamW's with every seed", "max", 1.0),
+        "obar": (f"oBAR's abs B ends below {_OBAR_BELOW:g} of AdamW's", "mean", _OBAR_BELOW),
+        "sam": ("SAM's abs B ends below AdamW's with every seed", "max", 1.0),
     }
     lines = []
     for row in rows:
@@ -135,8 +135,9 @@ def title(record: Record) -> tuple[str, str]:
         f"{'FLoRA' if config['adapter'] == 'flora' else 'LoRA'}"
     )
     precision = ", the encoder in bfloat16" if config["bfloat16"] else ""
+    rare = "".join(f", fewer of {label}" for label in TASKS[config["task"]].rare)
     details = (
-        f"{config['shots']} examples a class ({config['train_examples']:,}), "
+        f"{config['shots']} examples a class{rare} ({config['train_examples']:,} in all), "
         f"{config['test_examples']:,} to evaluate on; {config['steps']} iterations, "
         f"batch {config['batch_size']}{precision}"
     )

@@ -21,8 +21,6 @@ import samax
 from benchmarks.data.text import Tokens
 from benchmarks.models.lora import TRAINED
 
-_EVALUATION_BATCH = 64
-
 
 class TrainState(NamedTuple):
     """What a step changes."""
@@ -110,17 +108,13 @@ class Trainer:
 
     def evaluate(self, state: TrainState, tokens: Tokens, labels: np.ndarray) -> dict[str, float]:
         """Returns the mean loss and the accuracy on a data set."""
-        # Sorted, so that short sentences are computed with short ones.
-        order = np.argsort(tokens.lengths, kind="stable")
         sums = {"loss": 0.0, "top1": 0.0}
-        for start in range(0, len(order), _EVALUATION_BATCH):
-            chosen = order[start : start + _EVALUATION_BATCH]
-            filled = np.resize(chosen, _EVALUATION_BATCH)
+        for chosen, filled in tokens.chunks():
             batch = Batch(*tokens.batch(filled), labels[filled])
             found = _scores(self.graph, state.params, self.frozen, batch)
             for name in sums:
                 sums[name] += float(np.asarray(found[name], np.float64)[: len(chosen)].sum())
-        return {name: value / len(order) for name, value in sums.items()}
+        return {name: value / len(labels) for name, value in sums.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

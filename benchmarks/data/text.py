@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,16 @@ class Tokens(NamedTuple):
         rows = self.ids[chosen, :length]
         ids[:, : rows.shape[1]] = rows
         return ids, np.arange(length) < lengths[:, None]
+
+    def chunks(self, size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields all positions for evaluation, short sentences with short ones.
+
+        Each time the positions, and the same filled up to `size` by repeating them.
+        """
+        order = np.argsort(self.lengths, kind="stable")
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            yield chosen, np.resize(chosen, size)
 
 
 def load(name: str, data: Path) -> tuple[Examples, Examples]:

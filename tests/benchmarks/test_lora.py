@@ -65,7 +65,7 @@ class TestAdapters:
 
     def test_the_output_is_scaled_by_alpha_over_rank(self):
         layer = classifier().encoder.encoder.layers[1].value
-        layer.lora.lora_b.set_value(jnp.ones((RANK, 16)))
+        layer.lora.lora_b[...] = jnp.ones((RANK, 16))
         x = jax.random.normal(jax.random.key(0), (3, 16))
         expected = layer.base(x) + 2.0 * x @ layer.lora.lora_a[...] @ jnp.ones((RANK, 16))
         np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
@@ -95,7 +95,7 @@ class TestAdapters:
 
         model = classifier()
         assert norms(model) > 1e-4
-        model.classifier.kernel.set_value(jnp.zeros((16, 2)))
+        model.classifier.kernel[...] = jnp.zeros((16, 2))
         assert norms(model) == 0
 
 

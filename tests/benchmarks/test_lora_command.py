@@ -133,7 +133,7 @@ def test_the_report_compares_in_pairs(finished):
     assert rows[label]["imbalance_ratio"]["mean"] == pytest.approx(np.mean(ratios))
     assert "test_top1_minus_adamw" not in rows["adamw"]
     summary = (finished / "summary.md").read_text()
-    assert "oBAR's |B| ends below 0.6 of AdamW's" in summary
+    assert "oBAR's abs B ends below 0.6 of AdamW's" in summary
     assert "alpha is multiplied by 83.3333" in summary.replace("\n", " ")
     assert lora_report.main([str(finished)]) == 0
 
