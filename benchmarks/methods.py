@@ -124,16 +124,26 @@ def parse_method(text: str) -> MethodSpec:
         raise ValueError(f"Unknown method {name!r}; the methods are {', '.join(METHODS)}.")
     if factor and (not factor.isdigit() or int(factor) < 1):
         raise ValueError(f"Method {label!r}: '@{factor}' must be '@' and a whole number above 0.")
-    hyperparameters = dict(METHODS[name].defaults)
+    hyperparameters = {**METHODS[name].defaults, **parse_settings(label, settings)}
+    return MethodSpec(label, name, hyperparameters, int(factor or 1))
+
+
+def parse_settings(label: str, settings: list[str]) -> dict[str, float]:
+    """Reads the settings ``key=value`` of the method written as `label`.
+
+    Raises:
+        ValueError: One of them has no number.
+    """
+    found = {}
     for setting in settings:
         key, _, value = setting.partition("=")
         try:
-            hyperparameters[key] = float(value)
+            found[key] = float(value)
         except ValueError:
             raise ValueError(
                 f"Method {label!r}: {setting!r} must be key=number, as in sam:rho=0.1."
             ) from None
-    return MethodSpec(label, name, hyperparameters, int(factor or 1))
+    return found
 
 
 def parse_methods(text: str) -> list[MethodSpec]:

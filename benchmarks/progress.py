@@ -18,14 +18,15 @@ except ImportError:  # an extra: plain lines do without it
 class Progress:
     """Shows the run, its epoch, loss and accuracies, and the remaining time of all runs."""
 
-    def __init__(self, work: float, bar: Any = None):
+    def __init__(self, work: float, bar: Any = None, unit: str = "epoch"):
         """Starts the clock.
 
         Args:
             work: All runs' work, in any unit (here: gradient evaluations).
             bar: A `rich.progress.Progress` to draw on, or None to print lines.
+            unit: What the parts of a run are called.
         """
-        self._work = work
+        self._work, self._unit = work, unit
         self._done = 0.0
         self._skipped = 0.0
         self._start = time.perf_counter()
@@ -61,7 +62,7 @@ class Progress:
         )
         if self._bar is None:
             print(
-                f"{self._label}  epoch {self._epoch}/{self._epochs}  {self._status}  "
+                f"{self._label}  {self._unit} {self._epoch}/{self._epochs}  {self._status}  "
                 f"remaining {self._remaining()}",
                 flush=True,
             )
@@ -79,16 +80,16 @@ class Progress:
             self._bar.update(
                 self._task,
                 completed=self._done + fraction * self._epoch_work,
-                description=f"{self._label}  epoch {self._epoch}/{self._epochs}",
+                description=f"{self._label}  {self._unit} {self._epoch}/{self._epochs}",
                 status=f"{self._status}  remaining {self._remaining()}",
             )
 
 
 @contextlib.contextmanager
-def show_progress(work: float) -> Iterator[Progress]:
+def show_progress(work: float, unit: str = "epoch") -> Iterator[Progress]:
     """Yields a `Progress` on a rich bar if there is a terminal and rich is installed."""
     if rich is None or not sys.stdout.isatty():
-        yield Progress(work)
+        yield Progress(work, unit=unit)
         return
     columns = (
         rich.progress.TextColumn("{task.description}"),
@@ -97,4 +98,4 @@ def show_progress(work: float) -> Iterator[Progress]:
     )
     # Twice a second: drawing counts as this process's CPU time.
     with rich.progress.Progress(*columns, refresh_per_second=2) as bar:
-        yield Progress(work, bar)
+        yield Progress(work, bar, unit)

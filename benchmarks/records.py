@@ -70,10 +70,10 @@ def shared_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in own}
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and the libraries that decide a run's numbers."""
+def versions(*more: str) -> dict[str, str]:
+    """Returns the versions of Python and the libraries, and of `more`, that decide the numbers."""
     found = {"python": platform.python_version()}
-    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "samax"):
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "samax", *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import figures
 from benchmarks.methods import METHODS, parse_method
 from benchmarks.records import Record, check_config, read_records, shared_config, write_text
-from benchmarks.tables import markdown_table, show_difference, show_percent, spread
+from benchmarks.tables import markdown_table, paired, show_difference, show_percent, spread
 
 BASELINE = "sgd"
 DOUBLED = "sgd@2"
@@ -116,11 +116,11 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
             )
         for baseline in (BASELINE, DOUBLED):
             if baseline in runs and baseline != label:
-                last10 = _paired(seeds, runs[baseline], _final("last10_test_top1"))
+                last10 = paired(seeds, runs[baseline], _final("last10_test_top1"))
                 row[f"last10_test_top1_minus_{baseline}"] = last10
         if BASELINE in runs and label != BASELINE:
-            difference = _paired(seeds, runs[BASELINE], at_budget)
-            row[f"top1_at_equal_time_minus_{BASELINE}"] = difference
+            name = f"top1_at_equal_time_minus_{BASELINE}"
+            row[name] = paired(seeds, runs[BASELINE], at_budget)
         rows.append(row)
     return rows
 
@@ -254,18 +254,6 @@ def _final(name: str) -> Callable[[Record], float | None]:
 def _epoch_seconds(seeds: dict[int, Record]) -> float:
     times = [entry["compute_seconds"] for run in seeds.values() for entry in run["epochs"]]
     return float(np.median(times))
-
-
-def _paired(
-    seeds: dict[int, Record],
-    baseline: dict[int, Record],
-    value: Callable[[Record], float | None],
-) -> dict[str, Any]:
-    """Returns the mean difference over the common seeds and its standard error."""
-    pairs = [(value(seeds[seed]), value(baseline[seed])) for seed in seeds if seed in baseline]
-    gaps = spread([None if a is None or b is None else a - b for a, b in pairs])
-    error = None if gaps["std"] is None else gaps["std"] / len(pairs) ** 0.5
-    return {"mean": gaps["mean"], "standard_error": error, "seeds": len(pairs)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from benchmarks.records import Record
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
@@ -17,6 +19,18 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
         "std": float(np.std(known, ddof=1)) if complete and len(known) > 1 else None,
         "seeds": len(values),
     }
+
+
+def paired(
+    seeds: dict[int, Record],
+    baseline: dict[int, Record],
+    value: Callable[[Record], float | None],
+) -> dict[str, Any]:
+    """Returns the mean difference over the common seeds and its standard error."""
+    pairs = [(value(seeds[seed]), value(baseline[seed])) for seed in seeds if seed in baseline]
+    found = spread([None if a is None or b is None else a - b for a, b in pairs])
+    error = None if found["std"] is None else found["std"] / len(pairs) ** 0.5
+    return {"mean": found["mean"], "standard_error": error, "seeds": len(pairs)}
 
 
 def show_percent(spread: dict[str, Any]) -> str:

@@ -1,0 +1,112 @@
+"""Low-rank adapters of a frozen encoder, and the sentence classifier that they adapt.
+
+Two settings of `nnx.LoRA` are not LoRA's usual ones, and both change where norm balancing starts:
+its `A` is he_uniform (squared norm 2 r, here 16) where LoRA's code has kaiming_uniform(a=sqrt(5))
+(r / 3, here 2.7), and it has no factor alpha / r. Here both are as in LoRA's code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks.models.bert import Bert, mean_pool
+
+# U(-1/sqrt(n), 1/sqrt(n)) for fan-in n, which is what kaiming_uniform(a=sqrt(5)) amounts to.
+kaiming_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+TRAINED = nnx.Any(nnx.LoRAParam, nnx.PathContains("classifier"))
+"""The filter of what trains. `nnx.Param` alone would match the frozen weights as well."""
+
+
+class FLoRA(nnx.Module):
+    """The three-core adapter `x A G B` (Si et al. 2024, arXiv 2405.14739, for a matrix).
+
+    `A` and `B` start as LoRA's `A` does and the core `G` at zero, so that the adapted model starts
+    as the pretrained one.
+    """
+
+    def __init__(self, inputs: int, rank: int, outputs: int, *, rngs: nnx.Rngs):
+        """Builds cores of shapes (inputs, rank), (rank, rank) and (rank, outputs)."""
+        self.lora_a = nnx.LoRAParam(kaiming_uniform(rngs.params(), (inputs, rank)))
+        self.lora_g = nnx.LoRAParam(jnp.zeros((rank, rank)))
+        self.lora_b = nnx.LoRAParam(kaiming_uniform(rngs.params(), (outputs, rank)).T)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., inputs) to (..., outputs)."""
+        return x @ self.lora_a[...] @ self.lora_g[...] @ self.lora_b[...]
+
+
+class Adapted(nnx.Module):
+    """A frozen linear layer plus `scale` times an adapter."""
+
+    def __init__(self, base: nnx.Linear, lora: nnx.Module, scale: float):
+        """Wraps `base`."""
+        self.base, self.lora, self.scale = base, lora, scale
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., inputs) to (..., outputs), in the dtype of the frozen layer.
+
+        The adapter computes in float32 also where the encoder does in bfloat16: rounding its
+        factors would round SAM's perturbation of them away, and at rank 8 it costs next to nothing.
+        """
+        y = self.base(x)
+        return (y + self.scale * self.lora(x.astype(jnp.float32))).astype(y.dtype)
+
+
+ADAPTERS = {
+    "lora": lambda inputs, rank, outputs, rngs: nnx.LoRA(
+        inputs, rank, outputs, a_initializer=kaiming_uniform, rngs=rngs
+    ),
+    "flora": lambda inputs, rank, outputs, rngs: FLoRA(inputs, rank, outputs, rngs=rngs),
+}
+"""Adapters by name: builders from (inputs, rank, outputs, rngs)."""
+
+
+def adapt(encoder: Bert, adapter: str, *, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
+    """Attaches adapters to query and value of every block, in place.
+
+    Args:
+        encoder: The encoder.
+        adapter: A key of `ADAPTERS`.
+        rank: The adapters' rank r.
+        alpha: LoRA's alpha: the adapter's output is multiplied by alpha / r.
+        rngs: The random streams of the initialization.
+    """
+    build = ADAPTERS[adapter]
+    for block in encoder.encoder.layers:
+        for name in ("query", "value"):
+            base = getattr(block, name)
+            lora = build(base.in_features, rank, base.out_features, rngs)
+            setattr(block, name, Adapted(base, lora, alpha / rank))
+
+
+class SentenceClassifier(nnx.Module):
+    """An encoder, the mean over tokens, and a linear layer.
+
+    The linear layer starts random: from zero every adapter's first gradient would be zero.
+    """
+
+    def __init__(self, encoder: Bert, num_classes: int, *, rngs: nnx.Rngs):
+        """Puts a classifier on an encoder."""
+        self.encoder = encoder
+        self.classifier = nnx.Linear(
+            encoder.config.hidden_size,
+            num_classes,
+            kernel_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Maps (N, T) token ids with their mask to float32 logits (N, classes)."""
+        return self.classifier(mean_pool(self.encoder(ids, mask), mask))
+
+
+def is_adapter(params: Any) -> Any:
+    """A mask that is True for the adapters' cores and False for the classifier."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "lora_" in jax.tree_util.keystr(path), params
+    )
