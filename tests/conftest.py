@@ -36,10 +36,12 @@ def x64() -> Iterator[None]:
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Most tests compile much and compute little: they go without most of XLA's optimizations.
 
-    Those marked `optimized`, and those of the benchmarks, are compiled as users compile.
+    Those marked `optimized`, and those of the benchmarks but for the ones marked `quick`, are
+    compiled as users compile.
     """
     quick = request.node.get_closest_marker("optimized") is None
-    quick = quick and "benchmarks" not in request.path.parts
+    if "benchmarks" in request.path.parts:
+        quick = request.node.get_closest_marker("quick") is not None
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

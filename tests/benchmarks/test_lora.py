@@ -19,6 +19,8 @@ BATCH = Batch(
     np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], bool),
     np.array([0, 1, 0], np.int32),
 )
+
+pytestmark = pytest.mark.quick
 PRETRAINED = encoder()
 PRETRAINED_BFLOAT16 = encoder(dtype=jnp.bfloat16)
 

@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 
+import jax
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +15,8 @@ from benchmarks.lora_training import Trainer
 from benchmarks.models import bert
 from benchmarks.records import read_record, read_records
 from tests.benchmarks.tiny_bert import encoder, save, save_task, save_tokenizer
+
+pytestmark = pytest.mark.quick
 
 for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package, reason=f"{package} (extra: lora) is not installed")
@@ -54,7 +57,9 @@ def finished(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
     places = ["--model", str(files / "model"), "--data", str(files / "data"), "--out", str(out)]
     methods = "probe,adamw,obar:alpha=2:lr=0.01"
+    jax.config.update("jax_disable_most_optimizations", True)  # as in the tests that are marked
     assert lora.main([*SMALL, *places, "--seeds=2", "--methods", methods]) == 0
+    jax.config.update("jax_disable_most_optimizations", False)
     return out
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from benchmarks import cifar, tensorized, tensorized_report
@@ -28,10 +29,12 @@ def finished(tmp_path_factory):
             raise KeyboardInterrupt
         return train_epoch(self, *args)
 
+    jax.config.update("jax_disable_most_optimizations", True)  # compiled sooner
     with patch.context() as context:
         context.setattr(Trainer, "train_epoch", counted)
         stopped = tensorized.main(arguments(str(out)))
         continued = tensorized.main(arguments(str(out)))
+    jax.config.update("jax_disable_most_optimizations", False)
     return out, (stopped, continued), calls
 
 
@@ -142,6 +145,7 @@ def test_an_empty_folder_is_named(tmp_path, capsys):
     assert "holds no noise*/runs/*.json" in capsys.readouterr().err
 
 
+@pytest.mark.quick
 def test_steps_are_timed_against_sgd(tmp_path, capsys):
     command = ["--time", "--rounds=2", "--batch-size=4", "--methods=sgd,das"]
     assert tensorized.main([*command, "--out", str(tmp_path)]) == 0
@@ -151,6 +155,7 @@ def test_steps_are_timed_against_sgd(tmp_path, capsys):
     assert results["methods"]["das"]["ratio"]["base"]["median"] > 0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("more", "message"),
     [

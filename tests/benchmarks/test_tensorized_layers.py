@@ -21,6 +21,8 @@ from benchmarks.models.tensorized import (
     factorize,
 )
 
+pytestmark = pytest.mark.quick
+
 DIMS = (4, 2, 3, 2)
 RANK = 3
 
