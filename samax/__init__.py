@@ -26,46 +26,97 @@ from samax.descent import (
 # Which leaves are the cores of a group.
 from samax.groups import Stacked, groups_by_path, lora_groups
 
+# Loss landscapes.
+from samax.landscape import filter_normalized, loss_line, loss_surface, random_direction
+
 # Measures.
 from samax.measures import balancedness, gradient_covariance, norm_deviation
 
 # Methods.
 from samax.methods import asam, decoupled_wsam, gsam, sam, samar, usam, vasso, wsam
 
+# Curvature as operators; samax.hessian, imported by who asks for it, measures them.
+from samax.operators import gauss_newton_operator, hessian_operator, scaled_operator
+
+# Measures mu for the universal class.
+from samax.samplers import (
+    cube,
+    gaussian,
+    rademacher,
+    scaled_by_layer,
+    scaled_by_params,
+    sphere,
+)
+
+# Measures of sharpness.
+from samax.sharpness import (
+    Estimate,
+    average_case_sharpness,
+    m_sharpness,
+    worst_case_sharpness,
+)
+
 # The combinator that methods are made of.
 from samax.sharpness_aware import SharpnessMetrics, sharpness_aware
 
+# The universal class.
+from samax.universal import LogMeanExp, UniversalMetrics, universal_sam
+from samax.universal_methods import det_sam, frob_sam, trace_sam
+
 __all__ = [
+    "Estimate",
+    "LogMeanExp",
     "SharpnessMetrics",
     "Stacked",
+    "UniversalMetrics",
     "adaptive_weight",
     "asam",
+    "average_case_sharpness",
     "balanced",
     "balancedness",
+    "cube",
     "das",
     "decoupled",
     "decoupled_wsam",
+    "det_sam",
+    "filter_normalized",
+    "frob_sam",
+    "gauss_newton_operator",
+    "gaussian",
     "gradient_covariance",
     "gradient_ema",
     "groups_by_path",
     "gsam",
+    "hessian_operator",
     "lora_groups",
+    "loss_line",
+    "loss_surface",
+    "m_sharpness",
     "nbar",
     "norm_deviation",
     "normalize",
     "obar",
     "perturb_only",
+    "rademacher",
+    "random_direction",
     "sam",
     "samar",
     "scale_by_abs_params",
     "scale_by_rho",
+    "scaled_by_layer",
+    "scaled_by_params",
+    "scaled_operator",
     "sharpness_aware",
+    "sphere",
     "stochastic_rounding",
     "surrogate_gap",
     "threshold_rule",
+    "trace_sam",
+    "universal_sam",
     "usam",
     "vasso",
     "weighted",
     "weights_only",
+    "worst_case_sharpness",
     "wsam",
 ]

@@ -53,6 +53,18 @@ def check_scalar(
     return value
 
 
+def check_count(name: str, value: int, low: int = 1) -> int:
+    """Returns `value` if it is a Python int of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"{name} must be a Python int, got {value!r}; under optax.inject_hyperparams name it "
+            "in static_args."
+        )
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}.")
+    return int(value)
+
+
 def check_schedule(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
     """Returns a non-negative finite number, or a schedule that has only such values, as it is.
 

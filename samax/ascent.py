@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from samax._checks import ScalarOrSchedule, check_scalar, check_schedule, check_transformation
+from samax._keys import typed_key
 from samax._numerics import all_finite, normalized, start_count, widen
 
 
@@ -237,9 +238,7 @@ def stochastic_rounding(key: jax.Array | int) -> optax.GradientTransformation:
       >>> ascent = optax.chain(
       ...     samax.normalize(), samax.scale_by_rho(0.05), samax.stochastic_rounding(0))
     """
-    typed = jax.random.key(key) if isinstance(key, int) else key
-    if not jnp.issubdtype(typed.dtype, jax.dtypes.prng_key):
-        typed = jax.random.wrap_key_data(typed)
+    typed = typed_key(key)
     implementation = jax.random.key_impl(typed)
 
     def init(params: optax.Params) -> StochasticRoundingState:

@@ -9,6 +9,7 @@ import optax
 
 from samax._checks import (
     check_callable,
+    check_count,
     check_parameters,
     check_same_tree,
     check_scalar_loss,
@@ -18,9 +19,9 @@ from samax._numerics import cast_like, norm, tree_wide_dtype, vdot, widen
 
 # XLA runs convolutions inside loops about 22 times slower than outside on CPU, so short loops are
 # unrolled; longer ones stay loops, so that the program stops growing.
-_UNROLLED_STEPS = 8
+UNROLLED_STEPS = 8
 
-_Evaluate: TypeAlias = Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]
+Evaluate: TypeAlias = Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]
 
 
 class SharpnessMetrics(NamedTuple):
@@ -125,13 +126,7 @@ def sharpness_aware(
     """
     check_transformation("ascent", ascent)
     check_transformation("descent", descent)
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(
-            f"steps must be a Python int, got {steps!r}; under optax.inject_hyperparams name it in "
-            "static_args."
-        )
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    check_count("steps", steps)
     ascent = optax.with_extra_args_support(ascent)
     descent = optax.with_extra_args_support(descent)
 
@@ -165,8 +160,8 @@ def sharpness_aware(
             "value_and_grad_fn": value_and_grad_fn,
         }
         passed = {name: fn for name, fn in functions.items() if fn is not None}
-        evaluate = _evaluator(passed)
-        _check_inputs(updates, params, value)
+        evaluate = evaluator(passed)
+        check_inputs(updates, params, value)
         if value is not None:
             extra_args["value"] = value
         extra_args |= passed
@@ -174,13 +169,13 @@ def sharpness_aware(
         def climb(point: optax.Params, grads: optax.Updates) -> tuple[optax.Params, optax.OptState]:
             eps, ascent_state = ascent.update(widen(grads), state.ascent, point, **extra_args)
             check_same_tree("the ascent's output", eps, params)
-            return _displace(point, eps), ascent_state
+            return displace(point, eps), ascent_state
 
         def climb_again(_: int, point: optax.Params) -> optax.Params:
             return climb(point, evaluate(point)[1])[0]
 
         point, ascent_state = climb(params, updates)
-        if steps <= _UNROLLED_STEPS:
+        if steps <= UNROLLED_STEPS:
             for i in range(1, steps):
                 point = climb_again(i, point)
         else:
@@ -202,7 +197,8 @@ def sharpness_aware(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_inputs(updates: optax.Updates, params: optax.Params | None, value: Any) -> None:
+def check_inputs(updates: optax.Updates, params: optax.Params | None, value: Any) -> None:
+    """Raises unless `update` got parameters, gradients of their tree and a scalar loss, if any."""
     if params is None:
         raise ValueError(
             "samax needs params: call update(grads, state, params, value_fn=value_fn)."
@@ -214,7 +210,7 @@ def _check_inputs(updates: optax.Updates, params: optax.Params | None, value: An
         check_scalar_loss("value", value)
 
 
-def _evaluator(passed: dict[str, Callable[[optax.Params], Any]]) -> _Evaluate:
+def evaluator(passed: dict[str, Callable[[optax.Params], Any]]) -> Evaluate:
     """The one evaluation function that was passed, as params -> (loss or None, gradients)."""
     if len(passed) != 1:
         raise ValueError(
@@ -251,7 +247,7 @@ def _evaluator(passed: dict[str, Callable[[optax.Params], Any]]) -> _Evaluate:
     return evaluate
 
 
-def _displace(params: optax.Params, eps: optax.Updates) -> optax.Params:
+def displace(params: optax.Params, eps: optax.Updates) -> optax.Params:
     """`params + eps`, summed in float32 or wider; entries of `eps` that are not finite are zero."""
     moved = jax.tree.map(
         lambda w, e: w + jnp.where(jnp.isfinite(e), e, 0.0), widen(params), widen(eps)

@@ -1,8 +1,13 @@
 """Every recipe follows the trajectory of its authors' code."""
 
+import itertools
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+from jax.experimental import io_callback
 
 import samax
 from tests.golden_problems import base_optimizer, golden_cases, largest_error
@@ -102,4 +107,38 @@ def test_norm_balancing(case, problem):
         options |= {"norm_power": case["hyper"]["norm_power"], "eps": case["hyper"]["eps"]}
     wrap = {"nbar": samax.nbar, "obar": samax.obar, "das": samax.das}[method]
     tx = wrap(base_optimizer(case["base_optimizer"]), **options)
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+def recorded_measure(case, problem):
+    """The measure that returns the recorded samples, whatever the keys, in their order."""
+    # Over again at the end, where `largest_error` makes one step that it does not look at.
+    samples = itertools.cycle(sample for step in case["noise"] for sample in step)
+    shapes = {
+        name: jax.ShapeDtypeStruct(np.shape(value), jnp.float64)
+        for name, value in problem["init"].items()
+    }
+
+    def measure(key, params):
+        del params
+        draw = lambda _: {name: np.asarray(value) for name, value in next(samples).items()}
+        return io_callback(draw, shapes, jax.random.key_data(key), ordered=True)
+
+    return measure
+
+
+@pytest.mark.parametrize("unroll", [None, 1])
+@pytest.mark.parametrize(("case", "problem"), golden_cases("isam", "frosam"))
+def test_universal_class(case, problem, unroll):
+    hyper = case["hyper"]
+    method = {"trace": samax.trace_sam, "det": samax.det_sam, None: samax.frob_sam}
+    method = method[hyper.get("setting")]
+    universal = method(
+        hyper["rho"],
+        lam=hyper["lam"],
+        num_samples=hyper["n_samples"],
+        measure=recorded_measure(case, problem),
+        unroll=unroll,
+    )
+    tx = optax.chain(universal, base_optimizer(case["base_optimizer"]))
     assert largest_error(case, problem, tx) < TOLERANCE

@@ -1,0 +1,311 @@
+"""The universal class: (phi, psi, mu)-sharpness, and the regularizer that minimizes it."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from samax._accumulator import Accumulator, LogMeanExp, Phi, Psi, Totals
+from samax._checks import (
+    ScalarOrSchedule,
+    check_callable,
+    check_count,
+    check_same_tree,
+    check_schedule,
+)
+from samax._keys import is_typed, typed_key
+from samax._numerics import at, cast_like, norm, tree_wide_dtype, widen
+from samax.samplers import Sampler
+from samax.sharpness_aware import UNROLLED_STEPS, check_inputs, displace, evaluator
+
+
+class UniversalMetrics(NamedTuple):
+    """Scalars of the last update, in float32 or wider.
+
+    Attributes:
+      clean_loss: the loss at the parameters.
+      perturbed_loss: the mean loss over the samples.
+      loss_gap: their difference.
+      clean_grad_norm: the norm of the gradient that came in.
+      sharpness: the regularizer R, an estimate of the sharpness S.
+      sharpness_grad_norm: the norm of the gradient of `rho^2 R`, before it is multiplied by lambda.
+      perturbation_norm: the mean norm of the perturbations as realized, `||fl(w + rho v) - w||`.
+    """
+
+    clean_loss: jax.Array
+    perturbed_loss: jax.Array
+    loss_gap: jax.Array
+    clean_grad_norm: jax.Array
+    sharpness: jax.Array
+    sharpness_grad_norm: jax.Array
+    perturbation_norm: jax.Array
+
+
+class UniversalState(NamedTuple):
+    """The number of updates for schedules, the key of the next samples, and the tracked scalars."""
+
+    step: jax.Array
+    rng_key: jax.Array
+    metrics: UniversalMetrics | optax.EmptyState
+
+
+class _Sums(NamedTuple):
+    totals: Totals
+    loss: jax.Array
+    distance: jax.Array
+
+
+def universal_sam(
+    phi: Phi,
+    psi: Psi | LogMeanExp,
+    measure: Sampler,
+    *,
+    rho: ScalarOrSchedule,
+    lam: ScalarOrSchedule = 1.0,
+    num_samples: int = 1,
+    batch_size: int = 1,
+    antithetic: bool = False,
+    key: jax.Array | int = 0,
+    unroll: int | None = None,
+    track: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Minimizes the loss and any function of its Hessian's quadratic forms.
+
+    The sharpness and, for samples $v_1, \dots, v_n \sim \mu$, its estimate without a Hessian:
+
+    $$ S(w) = \phi\Big(\mathbb{E}_{v \sim \mu} \, \psi\big(\tfrac12 v^\top H(w) v\big)\Big), \quad
+       R(w) = \phi\Big(\frac1n \sum_i \psi(D_i)\Big), \quad
+       D_i = \frac{L(w + \rho v_i) - L(w)}{\rho^2} $$
+
+    At a stationary point $R \to S$ as $\rho \to 0$ (for a mu of mean zero, or `antithetic`). The
+    result is the gradient of $L + \lambda \rho^2 R$ with the samples held fixed,
+
+    $$ g + \lambda \sum_i c_i \, \big(\nabla L(w + \rho v_i) - g\big), \qquad
+       c_i = \frac{\partial}{\partial D_i} \, \phi\Big(\frac1n \sum_j \psi(D_j)\Big), $$
+
+    whose $c_i$ are found by automatic differentiation of phi and psi. It costs n + 1 gradients.
+    The samples are streamed: the memory is that of m accumulators, whatever n.
+
+    `update` takes `value_fn` or `value_and_grad_fn` as `samax.sharpness_aware` does, with the same
+    meaning, and `value`, the clean loss, without which it evaluates the loss once more. A `grad_fn`
+    has no losses to make D of. With low-precision losses D, a small difference divided by
+    $\rho^2$, is mostly rounding: return the loss in float32.
+
+    Args:
+      phi: a differentiable function from the mean of psi to one number.
+      psi: a differentiable function of one number, to one number or m of them (an array or a
+        tuple; phi receives the same), or a `LogMeanExp`.
+      measure: mu, a function `(key, params) -> v`: `samax.gaussian`, `samax.sphere`,
+        `samax.rademacher`, `samax.cube(half_width)`, one of these scaled by the parameters, or
+        one's own.
+      rho: how far the samples go, at least 0, or a schedule of it. 0 leaves the gradient as it is.
+      lam: lambda, the weight of the regularizer, at least 0, or a schedule of it. 0 leaves the
+        gradient as it is.
+      num_samples: n, at least 1.
+      batch_size: how many samples are evaluated at once, by `jax.vmap`; it divides n.
+      antithetic: whether samples come in pairs v and -v; n is then even. Odd orders in rho cancel,
+        the noise of the gradient's own term $g^\top v / \rho$ in D among them.
+      key: a seed or a key. The state keeps a typed key if one was passed, and raw key data (a
+        uint32 array) otherwise. The default is raw: a typed key in an optimizer's state breaks
+        code that does arithmetic on its leaves, and serializers that know NumPy's dtypes alone.
+      unroll: how many evaluations (of `batch_size` samples) the body of the loop holds; None is
+        all of them up to 8, without any loop, and 1 beyond. XLA on CPU runs convolutions in loops
+        about 22 times slower than outside.
+      track: whether the state keeps `UniversalMetrics`; read with
+        `optax.tree.get(state, "sharpness")`.
+
+    Returns:
+      A transformation from the gradient to the regularized one.
+
+    Raises:
+      ValueError: if a number is outside its range, or `update` gets no parameters or only a
+        `grad_fn`.
+      TypeError: if a function is none, or `key` is neither a seed nor a key.
+
+    References:
+      Tahmasebi et al., A Universal Class of Sharpness-Aware Minimization Algorithms, 2024,
+      [arXiv 2406.03682](https://arxiv.org/abs/2406.03682)
+
+    Examples:
+      A measure of one's own. For $v \sim N(0, I)$ the third cumulant of $\frac12 v^\top H v$ is
+      $\mathrm{tr} H^3$, the sum of the cubed eigenvalues:
+
+      >>> import jax, jax.numpy as jnp, optax, samax
+      >>> cubed_eigenvalues = samax.universal_sam(
+      ...     phi=lambda t: t[2] - 3 * t[0] * t[1] + 2 * t[0] ** 3,
+      ...     psi=lambda t: (t, t**2, t**3),
+      ...     measure=samax.gaussian,
+      ...     rho=0.1, num_samples=100_000, batch_size=10_000, track=True)
+      >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 2.0]) * w**2)
+      >>> w = jnp.zeros(2)
+      >>> _, state = cubed_eigenvalues.update(
+      ...     jax.grad(loss)(w), cubed_eigenvalues.init(w), w, value=loss(w), value_fn=loss)
+      >>> print(f"{optax.tree.get(state, 'sharpness'):.0f}")  # 1 + 8
+      9
+    """
+    check_callable("phi", phi, "of psi's mean")
+    check_callable("psi", psi.exponent if isinstance(psi, LogMeanExp) else psi, "of a number")
+    check_callable("measure", measure, "(key, params) -> sample")
+    check_schedule("rho", rho)
+    check_schedule("lam", lam)
+    visits = _visits(num_samples, batch_size, antithetic)
+    unroll = (visits if visits <= UNROLLED_STEPS else 1) if unroll is None else unroll
+    check_count("unroll", unroll)
+    start_key = typed_key(key)
+    implementation = jax.random.key_impl(start_key)
+
+    def init(params: optax.Params) -> UniversalState:
+        check_inputs(params, params, None)
+        dtype = tree_wide_dtype(params)
+        return UniversalState(
+            step=jnp.zeros((), jnp.int32),
+            # A copy: a state that is donated would take the caller's key with it.
+            rng_key=jnp.copy(start_key if is_typed(key) else jax.random.key_data(start_key)),
+            metrics=UniversalMetrics(*(jnp.full((), jnp.nan, dtype) for _ in range(7)))
+            if track
+            else optax.EmptyState(),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: UniversalState,
+        params: optax.Params | None = None,
+        *,
+        value: jax.typing.ArrayLike | None = None,
+        value_fn: Callable[[optax.Params], jax.Array] | None = None,
+        grad_fn: Callable[[optax.Params], optax.Updates] | None = None,
+        value_and_grad_fn: Callable[[optax.Params], Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, UniversalState]:
+        del extra_args
+        check_inputs(updates, params, value)
+        if grad_fn is not None:
+            raise ValueError(
+                "universal_sam needs the losses at the perturbed points, and grad_fn returns none: "
+                "pass value_fn or value_and_grad_fn."
+            )
+        functions = {"value_fn": value_fn, "value_and_grad_fn": value_and_grad_fn}
+        evaluate = evaluator({name: fn for name, fn in functions.items() if fn is not None})
+        if value is None:  # under jit the gradient that comes with it is not computed
+            value = evaluate(params)[0]
+        dtype = tree_wide_dtype(params)
+        clean, loss = widen(updates), jnp.asarray(value, dtype)
+        radius, strength = (
+            jnp.maximum(at(number, state.step), 0.0).astype(dtype) for number in (rho, lam)
+        )
+        accumulator = Accumulator(psi, dtype)
+
+        def look(key: jax.Array, sign: jax.Array) -> tuple[jax.Array, optax.Updates, jax.Array]:
+            direction = measure(key, params)
+            check_same_tree("the measure's sample", direction, params)
+            point = displace(params, jax.tree.map(lambda v: sign * radius * v, widen(direction)))
+            perturbed_loss, grads = evaluate(point)
+            distance = norm(optax.tree.sub(widen(point), widen(params))) if track else jnp.zeros(())
+            difference = optax.tree.sub(widen(grads), clean)
+            return jnp.asarray(perturbed_loss, dtype), difference, distance.astype(dtype)
+
+        def visit(sums: _Sums, draws: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
+            if batch_size == 1:
+                only = look(draws[0][0], draws[1][0])
+                losses, differences, distances = jax.tree.map(lambda x: x[None], only)
+            else:
+                losses, differences, distances = jax.vmap(look)(*draws)
+            totals = accumulator.add(sums.totals, (losses - loss) / radius**2, differences)
+            return _Sums(totals, sums.loss + losses.sum(), sums.distance + distances.sum()), None
+
+        following, key = jax.random.split(_typed(state.rng_key, implementation))
+        draws = _draws(key, (visits, batch_size), antithetic, dtype)
+        sums = _Sums(accumulator.start(clean), jnp.zeros((), dtype), jnp.zeros((), dtype))
+        sums = _stream(visit, sums, draws, unroll)
+        sharpness, slope = accumulator.regularizer(phi, sums.totals, num_samples)
+        # Where nothing is to be added, nothing is: 0 times what is not finite is not 0, and rho = 0
+        # has no D.
+        regularized = (radius > 0) & (strength > 0)
+        direction = jax.tree.map(
+            lambda g, s: jnp.where(regularized, g + (strength * s).astype(g.dtype), g), clean, slope
+        )
+        measured = _measure(loss, sums, num_samples, clean, sharpness, slope) if track else None
+        state = UniversalState(
+            step=optax.safe_increment(state.step),
+            rng_key=following if is_typed(state.rng_key) else jax.random.key_data(following),
+            metrics=cast_like(measured, state.metrics) if track else state.metrics,
+        )
+        return cast_like(direction, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _measure(
+    loss: jax.Array,
+    sums: _Sums,
+    num_samples: int,
+    clean: optax.Updates,
+    sharpness: jax.Array,
+    slope: optax.Updates,
+) -> UniversalMetrics:
+    return UniversalMetrics(
+        clean_loss=loss,
+        perturbed_loss=sums.loss / num_samples,
+        loss_gap=sums.loss / num_samples - loss,
+        clean_grad_norm=norm(clean),
+        sharpness=sharpness,
+        sharpness_grad_norm=norm(slope),
+        perturbation_norm=sums.distance / num_samples,
+    )
+
+
+def _visits(num_samples: int, batch_size: int, antithetic: bool) -> int:
+    """How often `batch_size` samples are evaluated."""
+    check_count("num_samples", num_samples)
+    check_count("batch_size", batch_size)
+    if num_samples % batch_size:
+        raise ValueError(f"batch_size must divide num_samples, {num_samples}, got {batch_size}.")
+    if antithetic and num_samples % 2:
+        raise ValueError(f"num_samples must be even if antithetic, got {num_samples}.")
+    return num_samples // batch_size
+
+
+def _typed(key: jax.Array, implementation: Any) -> jax.Array:
+    return key if is_typed(key) else jax.random.wrap_key_data(key, impl=implementation)
+
+
+def _draws(
+    key: jax.Array, shape: tuple[int, int], antithetic: bool, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Each sample's key and sign."""
+    if not antithetic:
+        return jax.random.split(key, shape), jnp.ones(shape, dtype)
+    places = jnp.arange(math.prod(shape)).reshape(shape)
+    keys = jax.random.split(key, places.size // 2)[places // 2]
+    return keys, (1 - 2 * (places % 2)).astype(dtype)
+
+
+def _stream(
+    visit: Callable[..., tuple[_Sums, None]],
+    sums: _Sums,
+    draws: tuple[jax.Array, jax.Array],
+    unroll: int,
+) -> _Sums:
+    """Visits the draws one after the other, without a loop if the loop's body would hold all."""
+    keys, signs = draws
+    if unroll < len(signs):
+        return jax.lax.scan(visit, sums, draws, unroll=unroll)[0]
+    for i in range(len(signs)):
+        sums, _ = visit(sums, (_after(sums.totals.grads, keys[i]), signs[i]))
+    return sums
+
+
+def _after(grads: optax.Updates, keys: jax.Array) -> jax.Array:
+    """`keys` as they are, but not before the gradients so far are there.
+
+    Without a loop XLA would run the evaluations of all samples at once and hold the activations of
+    all of them; on CPU an `optimization_barrier` is gone before the program is scheduled.
+    """
+    ready = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(grads)), start=jnp.zeros(()))
+    zero = (0.0 * jnp.where(jnp.isfinite(ready), ready, 0.0)).astype(jnp.uint32)
+    return jax.random.wrap_key_data(
+        jax.random.key_data(keys) + zero, impl=jax.random.key_impl(keys)
+    )
