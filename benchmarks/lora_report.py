@@ -37,8 +37,7 @@ _NOTES = (
     "dropout; alpha decays linearly to 0. Iterations are {steps} where the papers have {paper}: "
     "alpha is multiplied by {factor:g}, so that the sum of alpha_t eta_t is the papers'. SAM "
     "perturbs the adapters and not the classifier.",
-    "{measure}. Time is wall-clock, without compilation and evaluation, of runs one after another "
-    "on batches cut to their longest sentence; `--time` compares the methods' steps side by side.",
+    "{measure}. What a step costs is measured side by side by `--time`.",
 )
 _MEASURES = {
     "lora": "Balancedness is (||A||^2 - ||B||^2) / 2 of an adapter; abs B is the mean of its "
@@ -106,7 +105,6 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
             if "imbalance" in row:
                 ratios = _ratios(seeds, baseline, "imbalance")
                 row["imbalance_ratio"] = {**spread(ratios), "max": max(ratios, default=None)}
-                row["time_ratio"] = spread(_ratios(seeds, baseline, "seconds_per_step"))
         rows.append(row)
     return rows
 
@@ -149,7 +147,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
     config, hardware = record["config"], record["hardware"]
     column = _COLUMNS[config["adapter"]]
     header = "method|accuracy %|minus AdamW|resolved|train loss"
-    lines = [[*header.split("|"), column, f"{column} / AdamW's", "s a step", "s / AdamW's"]]
+    lines = [[*header.split("|"), column, f"{column} / AdamW's"]]
     for row in rows:
         minus = row.get("test_top1_minus_adamw")
         lines.append(
@@ -161,8 +159,6 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
                 _mean(row.get("train_loss"), "{:.3f}"),
                 _mean(row.get("imbalance"), "{:.3g}"),
                 _mean(row.get("imbalance_ratio"), "{:.2f}"),
-                _mean(row.get("seconds_per_step"), "{:.3g}"),
-                _mean(row.get("time_ratio"), "{:.2f}"),
             ]
         )
     terms = {
