@@ -10,6 +10,8 @@ import samax
 
 hessian = pytest.importorskip("samax.hessian", reason="needs matfree, samax[measures]")
 
+pytestmark = pytest.mark.slow
+
 
 def network(params, batch):
     hidden = jnp.tanh(batch["x"] @ params["first"]["w"] + params["first"]["b"])

@@ -11,6 +11,8 @@ import pytest
 
 import samax
 
+pytestmark = pytest.mark.slow
+
 # Random signs compile much faster than normal draws, and most tests do not care.
 SIGNS = {"measure": samax.rademacher}
 METHODS = {
