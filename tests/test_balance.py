@@ -300,8 +300,8 @@ def test_sharded_factors_have_global_norms():
         "lora_b": jax.random.normal(keys[3], (rank, size)),
     }
     shardings = {
-        "lora_a": jax.NamedSharding(mesh, jax.P("model")),
-        "lora_b": jax.NamedSharding(mesh, jax.P(None, "model")),
+        "lora_a": jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model")),
+        "lora_b": jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model")),
     }
     for method in (samax.nbar, samax.obar, samax.das):
         tx = method(optax.adam(0.1), learning_rate=0.1, alpha=0.5, groups=samax.lora_groups)
