@@ -141,14 +141,19 @@ def main(argv: list[str] | None = None) -> int:
     return run_command("benchmarks.cifar", command, argv)
 
 
-def run_command(module: str, command: Callable[[], None], argv: list[str] | None) -> int:
+def run_command(
+    module: str,
+    command: Callable[[], None],
+    argv: list[str] | None,
+    saved: str = "The last whole epoch",
+) -> int:
     """Runs a module's command and returns its exit status: 2 on bad input, 130 when stopped."""
     try:
         command()
     except KeyboardInterrupt:
         arguments = shlex.join(sys.argv[1:] if argv is None else argv)
         print(
-            "\nStopped. The last whole epoch is saved; to continue, repeat\n"
+            f"\nStopped. {saved} is saved; to continue, repeat\n"
             f"  python -m {module} {arguments}".rstrip(),
             file=sys.stderr,
         )

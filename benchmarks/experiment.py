@@ -142,11 +142,10 @@ class Comparison:
         name = f"{spec.label.replace(':', '_')}_seed{seed}"
         path = self._folder / "runs" / f"{name}.json"
         work = METHODS[spec.name].gradients
-        if path.exists():
-            record = records.read_record(path)
-            records.check_config(record["config"], config, path)
+        finished = records.read_finished(path, config)
+        if finished is not None:
             progress.skip(work * config["epochs"] * spec.epoch_factor)
-            return record
+            return finished
         with contextlib.closing(
             Checkpoints(self._folder / "checkpoints" / name, config)
         ) as checkpoints:

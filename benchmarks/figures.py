@@ -10,10 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from benchmarks.records import Record
+from benchmarks.records import Record, Runs
 
-Runs = dict[str, dict[int, Record]]
 Colours = dict[str, str]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; SGD is the grey reference.
@@ -73,19 +73,7 @@ def _accuracy(runs: Runs, colours: Colours) -> Figure:
     for axis, (name, label) in zip(axes, panels, strict=True):
         for row, (method, seeds) in enumerate(runs.items()):
             values = 100 * np.array([record["final"][name] for record in seeds.values()])
-            colour = colours[method]
-            axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
-            error = values.std(ddof=1) if len(values) > 1 else 0
-            axis.errorbar(values.mean(), row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
-            axis.annotate(
-                f"{values.mean():.2f}",
-                (values.mean(), row),
-                xytext=(0, 8),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8.5,
-                color=colour,
-            )
+            draw_seeds(axis, row, values, colours[method])
             if method == "sgd":
                 axis.axvline(values.mean(), color="0.6", lw=1, ls=":")
         axis.set_xlabel(label)
@@ -109,11 +97,11 @@ def _learning_curves(runs: Runs, colours: Colours) -> Figure:
             values = scale * _matrix(seeds, name)
             curves[method] = values
             epochs = np.arange(1, values.shape[1] + 1)
-            _band(axis, epochs, values, method, colours[method])
+            band(axis, epochs, values, method, colours[method])
         axis.set_xlabel("epoch (line and band: mean ± standard deviation)")
         axis.set_ylabel(label)
         _zoom(axis, curves)
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -125,7 +113,7 @@ def _against_time(runs: Runs, colours: Colours, equal_time: float | None) -> Fig
         times = np.cumsum(_matrix(seeds, "compute_seconds"), axis=1).mean(0)
         curves[method] = values = 100 * _matrix(seeds, "test_top1")
         colour = colours[method]
-        _band(axis, times, values, method, colour)
+        band(axis, times, values, method, colour)
         axis.plot(times[-1], values[:, -1].mean(), "o", color=colour, ms=6, zorder=4)
     _zoom(axis, curves)
     backend = next(iter(next(iter(runs.values())).values()))["hardware"]["backend"]
@@ -142,7 +130,7 @@ def _against_time(runs: Runs, colours: Colours, equal_time: float | None) -> Fig
     axis.set_xlim(left=0)
     axis.set_xlabel(f"training time ({clock} seconds, without compilation and evaluation)")
     axis.set_ylabel("test top-1 (%)")
-    _legend(figure, axis)
+    legend(figure, axis)
     return figure
 
 
@@ -157,14 +145,14 @@ def _adaptive(runs: Runs, colours: Colours) -> Figure:
         for method, seeds in runs.items():
             values = _matrix(seeds, name)
             epochs, colour = np.arange(1, values.shape[1] + 1), colours[method]
-            _band(axis, epochs, values, method, colour)
+            band(axis, epochs, values, method, colour)
             axis.plot(epochs, values.T, color=colour, lw=0.6, alpha=0.5)
         axis.axhline(1, color="0.4", lw=1, ls=":")
         axis.set_ylabel(label)
     axes[0].set_title(r"dotted: $\lambda = 1$ is SAM, 0 the base optimizer", fontsize=9, loc="left")
     axes[1].set_title(r"dotted: equally sharp; above it $\lambda$ grows", fontsize=9, loc="left")
     axes[1].set_xlabel("epoch (thin lines: seeds)")
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -174,7 +162,23 @@ def _matrix(seeds: dict[int, Record], name: str) -> np.ndarray:
     return np.array(rows, dtype=float)
 
 
-def _band(axis: Axes, x: np.ndarray, values: np.ndarray, method: str, colour: str) -> None:
+def draw_seeds(axis: Axes, row: int, values: np.ndarray, colour: str) -> None:
+    """Draws a method's row: a dot a seed, and mean and standard deviation with the mean's value."""
+    axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
+    error = values.std(ddof=1) if len(values) > 1 else 0
+    axis.errorbar(values.mean(), row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
+    axis.annotate(
+        f"{values.mean():.2f}",
+        (values.mean(), row),
+        xytext=(0, 8),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8.5,
+        color=colour,
+    )
+
+
+def band(axis: Axes, x: ArrayLike, values: np.ndarray, method: str, colour: str) -> None:
     """Draws the mean over seeds (the first axis) with a band of one standard deviation."""
     mean = values.mean(0)
     reference = method.startswith("sgd")
@@ -209,6 +213,7 @@ def palette(methods: Iterable[str]) -> Colours:
     return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in labels}
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
+    """Puts the legend of an axis beside the figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")

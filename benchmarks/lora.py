@@ -13,12 +13,12 @@ finished one is not repeated. `--time` compares the time, work and memory of a s
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import lora_report, lora_timing, lora_tuning
+from benchmarks.cifar import run_command
 from benchmarks.data import text
 from benchmarks.lora_experiment import Comparison, Settings, Split, load_pretrained, work
 from benchmarks.lora_methods import METHODS, PROBE, parse_all
@@ -132,25 +132,16 @@ def time_steps(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
+
+    def command() -> None:
         arguments = parse_arguments(argv)
-        (time_steps if arguments.time else compare)(arguments)
-    except KeyboardInterrupt:
-        command = shlex.join(sys.argv[1:] if argv is None else argv)
-        print(
-            "\nStopped. All until the last evaluation is saved; to continue, repeat\n"
-            f"  python -m benchmarks.lora {command}".rstrip(),
-            file=sys.stderr,
-        )
-        return 130
-    except ModuleNotFoundError as error:
-        advice = "" if "pip install" in str(error) else "; pip install -e '.[bench,lora]'"
-        print(f"error: {error}{advice}", file=sys.stderr)
-        return 2
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        try:
+            (time_steps if arguments.time else compare)(arguments)
+        except ModuleNotFoundError as error:
+            advice = "" if "pip install" in str(error) else "; pip install -e '.[bench,lora]'"
+            raise ValueError(f"{error}{advice}") from error
+
+    return run_command("benchmarks.lora", command, argv, saved="All until the last evaluation")
 
 
 if __name__ == "__main__":

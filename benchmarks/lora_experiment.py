@@ -154,11 +154,10 @@ class Comparison:
         config = self.config(spec, seed)
         name = f"{spec.label.replace(':', '_')}_seed{seed}"
         path = self.folder / "runs" / f"{name}.json"
-        if path.exists():
-            record = records.read_record(path)
-            records.check_config(record["config"], config, path)
+        finished = records.read_finished(path, config)
+        if finished is not None:
             progress.skip(work(spec, self._settings))
-            return record
+            return finished
         if spec.name == PROBE:
             record = self._probe(config, seed)
             records.write_record(path, record)

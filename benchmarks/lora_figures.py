@@ -7,11 +7,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.figures import COLOURS, STYLE, Colours, Runs
+from benchmarks.figures import COLOURS, STYLE, Colours, band, draw_seeds, legend
 from benchmarks.lora_methods import BASELINE, PROBE
+from benchmarks.records import Runs
 
 _PLACE = re.compile(r"layers/(?P<layer>\d+)/(?P<part>\w+)/")
 _MEASURES = {
@@ -47,19 +47,7 @@ def _accuracy(runs: Runs, colours: Colours) -> Figure:
     axis = figure.subplots()
     for row, (label, seeds) in enumerate(runs.items()):
         values = 100 * np.array([record["final"]["test_top1"] for record in seeds.values()])
-        colour = colours[label]
-        axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
-        error = values.std(ddof=1) if len(values) > 1 else 0
-        axis.errorbar(values.mean(), row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
-        axis.annotate(
-            f"{values.mean():.2f}",
-            (values.mean(), row),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8.5,
-            color=colour,
-        )
+        draw_seeds(axis, row, values, colours[label])
     axis.set_xlabel("accuracy (%) (dots: seeds; diamond: mean ± standard deviation)")
     axis.margins(x=0.1)
     axis.set_yticks(range(len(runs)), list(runs))
@@ -78,12 +66,12 @@ def _learning_curves(runs: Runs, colours: Colours) -> Figure:
                 for record in seeds.values()
             ]
             steps = [entry["step"] for entry in next(iter(seeds.values()))["evaluations"]]
-            _band(axis, steps, np.array(rows), label, colours[label])
+            band(axis, steps, np.array(rows), label, colours[label])
         axis.set_xlabel("iteration")
         axis.set_ylabel(axis_label)
     axes[0].set_title("line and band: mean ± standard deviation", fontsize=9, loc="left")
     axes[1].set_title("mean since the evaluation before", fontsize=9, loc="left")
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -106,24 +94,15 @@ def _balancedness(runs: Runs, colours: Colours) -> Figure:
                 group = places[part, layer]
                 values = [[entry[group] for entry in run["trace"]] for run in seeds.values()]
                 steps = [entry["step"] for entry in next(iter(seeds.values()))["trace"]]
-                _band(axis, steps, np.array(values), label, colours[label])
+                band(axis, steps, np.array(values), label, colours[label])
             axis.axhline(0, color="0.4", lw=1, ls=":")
             axis.set_title(f"{part}, {name} layer ({layer + 1})", fontsize=9.5, loc="left")
     for axis in axes[-1]:
         axis.set_xlabel("iteration")
     for axis in axes[:, 0]:
         axis.set_ylabel(_MEASURES[record["config"]["adapter"]])
-    _legend(figure, axes[0, 0])
+    legend(figure, axes[0, 0])
     return figure
-
-
-def _band(axis: Axes, steps: list[int], values: np.ndarray, label: str, colour: str) -> None:
-    """Draws the mean over seeds (the first axis) with a band of one standard deviation."""
-    mean = values.mean(0)
-    axis.plot(steps, mean, color=colour, lw=1.8, label=label)
-    if len(values) > 1:
-        deviation = values.std(0, ddof=1)
-        axis.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.12, lw=0)
 
 
 def _palette(runs: Runs) -> Colours:
@@ -131,8 +110,3 @@ def _palette(runs: Runs) -> Colours:
     others = [label for label in runs if label not in (BASELINE, PROBE)]
     colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
     return {**colours, BASELINE: "0.15", PROBE: "0.5"}
-
-
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")

@@ -19,9 +19,8 @@ from scipy import stats
 
 from benchmarks import lora_figures
 from benchmarks.data.text import TASKS
-from benchmarks.figures import Runs
 from benchmarks.lora_methods import BASELINE, METHODS, PAPER_STEPS, PROBE, parse
-from benchmarks.records import Record, check_config, read_records, shared_config, write_text
+from benchmarks.records import Record, Runs, by_seed, read_comparison, write_text
 from benchmarks.tables import markdown_table, paired, show_difference, show_percent, spread
 
 _OBAR_BELOW = 0.6
@@ -58,12 +57,7 @@ def write(folder: Path) -> str:
         FileNotFoundError: The folder holds no records.
         ValueError: The records are of different comparisons.
     """
-    found = read_records(folder)
-    if not found:
-        raise FileNotFoundError(f"{folder / 'runs'} holds no record (*.json) of a finished run.")
-    records = list(found.values())
-    for path, record in found.items():
-        check_config(shared_config(record["config"]), shared_config(records[0]["config"]), path)
+    records = read_comparison(folder)
     runs = by_method(records)
     rows = summarize(runs)
     text = to_markdown(records[0], rows, runs)
@@ -82,10 +76,7 @@ def by_method(records: Iterable[Record]) -> Runs:
         config = record["config"]
         return names.index(parse(config["method"]).name), config["method"], config["seed"]
 
-    runs: Runs = {}
-    for record in sorted(records, key=position):
-        runs.setdefault(record["config"]["method"], {})[record["config"]["seed"]] = record
-    return runs
+    return by_seed(records, position)
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import jax
 FORMAT = 1
 
 Record = dict[str, Any]
+Runs = dict[str, dict[int, Record]]
+"""Records by method label and seed."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,6 +51,43 @@ def read_record(path: Path) -> Record:
 def read_records(folder: Path) -> dict[Path, Record]:
     """Reads all records of a results' folder, by path."""
     return {path: read_record(path) for path in sorted((folder / "runs").glob("*.json"))}
+
+
+def read_finished(path: Path, config: dict[str, Any]) -> Record | None:
+    """Reads the record of a run if it is finished; None if it is not.
+
+    Raises:
+        ValueError: The file holds a run of another configuration.
+    """
+    if not path.exists():
+        return None
+    record = read_record(path)
+    check_config(record["config"], config, path)
+    return record
+
+
+def read_comparison(folder: Path) -> list[Record]:
+    """Reads the records of a folder, all of one comparison.
+
+    Raises:
+        FileNotFoundError: The folder holds no records.
+        ValueError: The records are of different comparisons.
+    """
+    found = read_records(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder / 'runs'} holds no record (*.json) of a finished run.")
+    records = list(found.values())
+    for path, record in found.items():
+        check_config(shared_config(record["config"]), shared_config(records[0]["config"]), path)
+    return records
+
+
+def by_seed(records: Iterable[Record], order: Callable[[Record], Any]) -> Runs:
+    """Groups records by method and seed, sorted by `order`."""
+    runs: Runs = {}
+    for record in sorted(records, key=order):
+        runs.setdefault(record["config"]["method"], {})[record["config"]["seed"]] = record
+    return runs
 
 
 def check_config(found: dict[str, Any], wanted: dict[str, Any], where: Path) -> None:

@@ -19,14 +19,11 @@ import numpy as np
 
 from benchmarks import figures
 from benchmarks.methods import METHODS, parse_method
-from benchmarks.records import Record, check_config, read_records, shared_config, write_text
+from benchmarks.records import Record, Runs, by_seed, read_comparison, write_text
 from benchmarks.tables import markdown_table, paired, show_difference, show_percent, spread
 
 BASELINE = "sgd"
 DOUBLED = "sgd@2"
-
-Runs = dict[str, dict[int, Record]]
-"""Records by method label and seed."""
 
 _TITLES = {
     "cifar10": "CIFAR-10",
@@ -58,12 +55,7 @@ def write(folder: Path) -> str:
         FileNotFoundError: The folder holds no records.
         ValueError: The records are of different comparisons.
     """
-    found = read_records(folder)
-    if not found:
-        raise FileNotFoundError(f"{folder / 'runs'} holds no record (*.json) of a finished run.")
-    records = list(found.values())
-    for path, record in found.items():
-        check_config(shared_config(record["config"]), shared_config(records[0]["config"]), path)
+    records = read_comparison(folder)
     runs = by_method(records)
     rows = summarize(runs)
     text = to_markdown(records[0], rows, runs)
@@ -83,10 +75,7 @@ def by_method(records: Iterable[Record]) -> Runs:
         name = parse_method(config["method"]).name
         return names.index(name), config["epoch_factor"], config["method"], config["seed"]
 
-    runs: Runs = {}
-    for record in sorted(records, key=position):
-        runs.setdefault(record["config"]["method"], {})[record["config"]["seed"]] = record
-    return runs
+    return by_seed(records, position)
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:

@@ -197,8 +197,7 @@ def run(name: str, split: int, steps: int, folder: Path) -> None:
         "das_alpha": DAS_ALPHA,
         "obar_alpha": OBAR_ALPHA,
     }
-    if path.exists():
-        records.check_config(records.read_record(path)["config"], config, path)
+    if records.read_finished(path, config) is not None:
         return
     compile_seconds, curves = None, {}
     start = time.perf_counter()

@@ -322,7 +322,7 @@ def test_low_precision_factors_and_loss_scaling(method, dtype):
     state = tx.init(params)
     rates = []
     for scale in (1.0, 2.0**10):
-        scaled = jax.tree.map(lambda g: (g * scale).astype(dtype), grads)  # noqa: B023
+        scaled = optax.tree.cast(optax.tree.scale(scale, grads), dtype)
         _, after = tx.update(scaled, state, params)
         assert jax.tree.structure(after) == jax.tree.structure(state)
         rates.append(after.rates["xy"])

@@ -5,10 +5,9 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorly
 
-tensorly = pytest.importorskip("tensorly")
-
-from benchmarks import tensor_completion as completion  # noqa: E402
+from benchmarks import tensor_completion as completion
 
 pytestmark = pytest.mark.usefixtures("x64")
 
