@@ -1,4 +1,4 @@
-"""A run's checkpoints: the training state with the run's history, saved by Orbax each epoch."""
+"""A run's checkpoints: its state and history, saved by Orbax each epoch, and the trained model."""
 
 from __future__ import annotations
 
@@ -67,3 +67,31 @@ class Checkpoints:
     def delete(self) -> None:
         """Removes the folder, once the run is recorded."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def save_model(folder: Path, model: Any) -> None:
+    """Saves a trained model's arrays, aside and renamed; an earlier model there is replaced."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), jax.tree.leaves(model), force=True)
+
+
+def restore_model(folder: Path, model: Any) -> Any:
+    """Returns the model that `save_model` saved.
+
+    Args:
+        folder: Where it was saved.
+        model: A model of its structure, shapes and dtypes; the values are not used.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{folder} does not exist: the run was recorded without its trained model. "
+            "Repeat it: delete its record, then repeat the command that made it."
+        )
+    leaves, structure = jax.tree.flatten(model)
+    template = jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(folder.absolute(), template)
+    return jax.tree.unflatten(structure, saved)

@@ -21,7 +21,7 @@ from benchmarks.methods import METHODS, MethodSpec, parse_methods
 from benchmarks.models import MODELS
 from benchmarks.progress import show_progress
 
-_SUBSET_SEED = 0  # one subset for all runs: seeds vary the training, not the task
+SUBSET_SEED = 0  # one subset for all runs: seeds vary the training, not the task
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,8 +87,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 def load(arguments: argparse.Namespace) -> data.Dataset:
     """Returns the data set that the arguments ask for, cut to size."""
     dataset = data.load(arguments.data)
-    dataset = data.take_fraction(dataset, arguments.fraction, seed=_SUBSET_SEED)
-    return data.take(dataset, arguments.train_images, arguments.test_images, seed=_SUBSET_SEED)
+    dataset = data.take_fraction(dataset, arguments.fraction, seed=SUBSET_SEED)
+    return data.take(dataset, arguments.train_images, arguments.test_images, seed=SUBSET_SEED)
 
 
 def settings(arguments: argparse.Namespace, dataset: data.Dataset) -> Settings:
@@ -123,7 +123,7 @@ def run_all(
     for spec in specs:  # before hours of training: can each be built for this model?
         comparisons[0].optimizer(spec)
     seeds = range(arguments.seed_start, arguments.seed_start + arguments.seeds)
-    work = sum(METHODS[spec.name].gradients * spec.epoch_factor for spec in specs)
+    work = sum(spec.gradients * spec.epoch_factor for spec in specs)
     with show_progress(work * arguments.epochs * len(seeds) * len(comparisons)) as progress:
         for seed in seeds:  # seeds outside: a stop leaves whole comparisons
             for comparison in comparisons:

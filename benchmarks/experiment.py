@@ -18,11 +18,11 @@ from flax import nnx
 
 import samax
 from benchmarks import models, records
-from benchmarks.checkpoints import Checkpoints
+from benchmarks.checkpoints import Checkpoints, save_model
 from benchmarks.data import Dataset, corrupt_labels
-from benchmarks.methods import METHODS, MethodSpec, parse_method
+from benchmarks.methods import MethodSpec, parse_method
 from benchmarks.progress import Progress
-from benchmarks.training import Recipe, Trainer
+from benchmarks.training import Recipe, Trainer, TrainState
 
 MOMENTUM = 0.9
 LAST_EPOCHS = 10
@@ -62,7 +62,7 @@ class Comparison:
         self._settings = settings
         self._folder = folder
         self._trainers: dict[str, Trainer] = {}
-        self._crc32 = _crc32(dataset)
+        self._crc32 = crc32(dataset)
         self._groups = models.CORE_GROUPS if settings.model in models.TENSORIZED else None
         self._check_folder()
         # In evaluation mode the training set is sampled: as many images as there are test images.
@@ -141,7 +141,7 @@ class Comparison:
         config = self.config(spec, seed)
         name = f"{spec.label.replace(':', '_')}_seed{seed}"
         path = self._folder / "runs" / f"{name}.json"
-        work = METHODS[spec.name].gradients
+        work = spec.gradients
         finished = records.read_finished(path, config)
         if finished is not None:
             progress.skip(work * config["epochs"] * spec.epoch_factor)
@@ -149,7 +149,8 @@ class Comparison:
         with contextlib.closing(
             Checkpoints(self._folder / "checkpoints" / name, config)
         ) as checkpoints:
-            record = self._train(spec, config, checkpoints, progress)
+            state, record = self._train(spec, config, checkpoints, progress)
+            save_model(model_folder(path), (state.params, state.model_state))
             records.write_record(path, record)
             checkpoints.delete()
         return record
@@ -160,7 +161,7 @@ class Comparison:
         config: dict[str, Any],
         checkpoints: Checkpoints,
         progress: Progress,
-    ) -> records.Record:
+    ) -> tuple[TrainState, records.Record]:
         seed, epochs = config["seed"], config["epochs"] * spec.epoch_factor
         trainer = self._trainer(spec)
         state = trainer.init(seed)
@@ -177,7 +178,7 @@ class Comparison:
         sample_labels = jnp.asarray(train_labels[self._sample])
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
         first = len(history["epochs"])
-        progress.start(f"{spec.label} seed {seed}", epochs, METHODS[spec.name].gradients, first)
+        progress.start(f"{spec.label} seed {seed}", epochs, spec.gradients, first)
         trainer.compile(state, self._train_images, labels)
         for epoch in range(first, epochs):
             epoch_key = jax.random.fold_in(key, epoch)
@@ -202,7 +203,7 @@ class Comparison:
             checkpoints.save(epoch + 1, state, history)
             progress.epoch(entry)
         end = self._norm_deviation(state.params)
-        return {
+        record = {
             "format": records.FORMAT,
             "config": config,
             "versions": records.versions(),
@@ -214,6 +215,7 @@ class Comparison:
             **({"norm_deviation": {"start": start, "end": end}} if end else {}),
             "final": final_metrics(history["epochs"]),
         }
+        return state, record
 
     def _norm_deviation(self, params: nnx.State) -> dict[str, float]:
         """Returns the norm deviation Q of each tensorized layer; empty where there is none."""
@@ -233,28 +235,54 @@ class Comparison:
     def _trainer(self, spec: MethodSpec) -> Trainer:
         if spec.label not in self._trainers:
             settings, data = self._settings, self._dataset
-            dtype = jnp.bfloat16 if settings.bfloat16 else jnp.float32
-
-            def build_model(seed: int) -> nnx.Module:
-                return models.build(
-                    settings.model,
-                    num_classes=data.num_classes,
-                    in_channels=data.train_images.shape[-1],
-                    width=settings.width,
-                    dtype=dtype,
-                    rngs=nnx.Rngs(seed),
-                )
-
-            recipe = Recipe(
-                settings.batch_size,
-                data.mean,
-                data.std,
-                settings.flip,
-                settings.label_smoothing,
-                dtype,
+            self._trainers[spec.label] = Trainer(
+                lambda seed: build_model(settings, data, seed),
+                self.optimizer(spec),
+                make_recipe(settings, data),
             )
-            self._trainers[spec.label] = Trainer(build_model, self.optimizer(spec), recipe)
         return self._trainers[spec.label]
+
+
+def build_model(settings: Settings, dataset: Dataset, seed: int) -> nnx.Module:
+    """Returns the freshly initialized model of a run."""
+    return models.build(
+        settings.model,
+        num_classes=dataset.num_classes,
+        in_channels=dataset.train_images.shape[-1],
+        width=settings.width,
+        dtype=_compute_dtype(settings),
+        rngs=nnx.Rngs(seed),
+    )
+
+
+def make_recipe(settings: Settings, dataset: Dataset) -> Recipe:
+    """Returns how a run makes batches and losses."""
+    return Recipe(
+        settings.batch_size,
+        dataset.mean,
+        dataset.std,
+        settings.flip,
+        settings.label_smoothing,
+        _compute_dtype(settings),
+    )
+
+
+def model_folder(record: Path) -> Path:
+    """Returns where the trained model of a run with this record is kept."""
+    return record.parents[1] / "models" / record.stem
+
+
+def crc32(dataset: Dataset) -> int:
+    """Returns a checksum of all images and labels."""
+    crc = 0
+    for array in (
+        dataset.train_images,
+        dataset.train_labels,
+        dataset.test_images,
+        dataset.test_labels,
+    ):
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return crc
 
 
 def final_metrics(epochs: list[dict[str, Any]]) -> dict[str, float]:
@@ -277,21 +305,13 @@ def final_metrics(epochs: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def _compute_dtype(settings: Settings) -> Any:
+    return jnp.bfloat16 if settings.bfloat16 else jnp.float32
+
+
 def _epoch_means(metrics: dict[str, np.ndarray]) -> dict[str, float]:
     means = {name: float(np.mean(values, dtype=np.float64)) for name, values in metrics.items()}
     if "adaptive_weight" in metrics:
         means["adaptive_weight_last"] = float(metrics["adaptive_weight"][-1])
         means["sharpness_ratio_last"] = float(metrics["sharpness_ratio"][-1])
     return means
-
-
-def _crc32(dataset: Dataset) -> int:
-    crc = 0
-    for array in (
-        dataset.train_images,
-        dataset.train_labels,
-        dataset.test_images,
-        dataset.test_labels,
-    ):
-        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
-    return crc

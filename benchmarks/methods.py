@@ -25,7 +25,7 @@ class Method:
             the base optimizer or, if it balances, one that wraps it.
         defaults: The hyper-parameters used where the user names none.
         source: Where the defaults come from.
-        gradients: Gradient evaluations a step, by which remaining time is estimated.
+        gradients: Gradient evaluations a step.
         balances: Whether it scales the cores of a tensorized model; its `alpha` then decays
             linearly to 0 over the training.
     """
@@ -52,6 +52,21 @@ METHODS: dict[str, Method] = {
     # Measured: with minibatches the smoothed ratio stays within about 3 % of 1, so that at samax's
     # own gamma of 0.1 lambda never leaves 1 and SAMAR is SAM.
     "samar": Method(samax.samar, {"rho": 0.05, "gamma": 0.01}, "SAM's rho; gamma measured here"),
+    "trace_sam": Method(
+        samax.trace_sam,
+        {"rho": 0.01, "lam": 1.0, "num_samples": 1},
+        "the code of arXiv 2406.03682's authors: normal perturbations",
+    ),
+    "frob_sam": Method(
+        samax.frob_sam,
+        {"rho": 0.005, "lam": 0.005, "num_samples": 2},
+        "the code of arXiv 2406.03682's authors: half the unbiased variance",
+    ),
+    "det_sam": Method(
+        samax.det_sam,
+        {"rho": 1.0, "lam": 1.0, "num_samples": 1},
+        "the code of arXiv 2406.03682's authors: a cube of half-width 0.01",
+    ),
     "das": Method(samax.das, {"alpha": 0.1}, "arXiv 2508.10435, TR-ResNet-32 on CIFAR-10", 1, True),
     "nbar": Method(samax.nbar, {"alpha": 1.0}, "arXiv 2410.14802, LoRA: of 0.5, 1, 2", 1, True),
     "obar": Method(samax.obar, {"alpha": 1.0}, "arXiv 2410.14802, LoRA: of 0.5, 1, 2", 1, True),
@@ -66,6 +81,12 @@ class MethodSpec:
     name: str
     hyperparameters: dict[str, float]
     epoch_factor: int = 1
+
+    @property
+    def gradients(self) -> float:
+        """Gradient evaluations a step, by which remaining time is estimated."""
+        samples = self.hyperparameters.get("num_samples")
+        return METHODS[self.name].gradients if samples is None else samples + 1
 
     def optimizer(
         self,
@@ -129,7 +150,7 @@ def parse_method(text: str) -> MethodSpec:
 
 
 def parse_settings(label: str, settings: list[str]) -> dict[str, float]:
-    """Reads the settings ``key=value`` of the method written as `label`.
+    """Reads the settings ``key=value`` of the method written as `label`; whole numbers stay so.
 
     Raises:
         ValueError: One of them has no number.
@@ -138,7 +159,7 @@ def parse_settings(label: str, settings: list[str]) -> dict[str, float]:
     for setting in settings:
         key, _, value = setting.partition("=")
         try:
-            found[key] = float(value)
+            found[key] = int(value) if value.isdecimal() else float(value)
         except ValueError:
             raise ValueError(
                 f"Method {label!r}: {setting!r} must be key=number, as in sam:rho=0.1."

@@ -54,12 +54,17 @@ class Progress:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Ends an epoch, of which `metrics` are shown."""
-        self._epoch += 1
-        self._done += self._epoch_work
-        self._status = (
+        self.part(
             f"loss {metrics['train_loss']:.3f}  train {100 * metrics['train_top1']:.1f} %  "
-            f"test {100 * metrics['test_top1']:.1f} %"
+            f"test {100 * metrics['test_top1']:.1f} %",
+            self._epoch_work,
         )
+
+    def part(self, status: str, work: float) -> None:
+        """Ends a part of a run, which was this much work."""
+        self._epoch += 1
+        self._done += work
+        self._status = status
         if self._bar is None:
             print(
                 f"{self._label}  {self._unit} {self._epoch}/{self._epochs}  {self._status}  "

@@ -32,10 +32,13 @@ TRACKED = (
     "perturbation_norm",
     "adaptive_weight",
     "sharpness_ratio",
+    "sharpness",
+    "sharpness_grad_norm",
 )
 """Scalars that sharpness-aware transformations keep in their state."""
 
 _EVALUATION_BATCH = 250
+_PERTURBATION_STREAM = 0x7065_7274  # keeps their keys apart from those of the data
 
 
 class TrainState(NamedTuple):
@@ -113,9 +116,13 @@ class Trainer:
 
     def init(self, seed: int) -> TrainState:
         """Returns freshly initialized parameters, batch statistics and optimizer state."""
-        params, model_state = _split(self._build_model(seed))
+        params, model_state = split(self._build_model(seed))
         # Under jit no two leaves share a buffer, as equal constants may: steps donate each once.
-        return TrainState(params, model_state, jax.jit(self._tx.init)(params))
+        opt_state = jax.jit(self._tx.init)(params)
+        if optax.tree.get(opt_state, "rng_key") is not None:  # random perturbations differ by seed
+            key = jax.random.fold_in(jax.random.key(seed), _PERTURBATION_STREAM)
+            opt_state = optax.tree.set(opt_state, rng_key=jax.random.key_data(key))
+        return TrainState(params, model_state, opt_state)
 
     def train_epoch(
         self,
@@ -205,7 +212,7 @@ class Trainer:
             one_hot = jax.nn.one_hot(targets, logits.shape[-1])
             smoothed = optax.smooth_labels(one_hot, recipe.label_smoothing)
             loss = optax.softmax_cross_entropy(logits, smoothed).mean()
-            return loss, (_split(model)[1], logits)
+            return loss, (split(model)[1], logits)
 
         # Only the clean pass keeps its batch statistics; the perturbed one starts from the same.
         (loss, (model_state, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -265,7 +272,7 @@ class Trainer:
         return jax.tree.map(lambda values: values.sum(0), parts)
 
 
-def _split(model: nnx.Module) -> tuple[nnx.State, nnx.State]:
+def split(model: nnx.Module) -> tuple[nnx.State, nnx.State]:
     """Returns the parameters and everything else that a step may change."""
     parts: Any = nnx.split(model, nnx.Param, ...)
     return parts[1], parts[2]
