@@ -52,7 +52,7 @@ from samax.samplers import (
 from samax.sharpness import (
     Estimate,
     average_case_sharpness,
-    m_sharpness,
+    worst_case_m_sharpness,
     worst_case_sharpness,
 )
 
@@ -91,7 +91,6 @@ __all__ = [
     "lora_groups",
     "loss_line",
     "loss_surface",
-    "m_sharpness",
     "nbar",
     "norm_deviation",
     "normalize",
@@ -117,6 +116,7 @@ __all__ = [
     "vasso",
     "weighted",
     "weights_only",
+    "worst_case_m_sharpness",
     "worst_case_sharpness",
     "wsam",
 ]

@@ -175,7 +175,7 @@ def average_case_sharpness(
     return estimate(jnp.stack(rises))
 
 
-def m_sharpness(
+def worst_case_m_sharpness(
     loss_fn: Callable[..., jax.Array],
     params: optax.Params,
     batches: Batches,

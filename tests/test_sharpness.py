@@ -77,7 +77,7 @@ class TestAverageCase:
         assert np.isnan(alone.standard_error)
 
 
-def test_m_sharpness_is_the_mean_over_the_batches():
+def test_worst_case_m_sharpness_is_the_mean_over_the_batches():
     rng = np.random.default_rng(0)
     data = rng.normal(size=(24, 3)).astype(np.float32)
     loss = lambda w, batch: jnp.mean(jnp.cos(batch @ w))
@@ -85,7 +85,7 @@ def test_m_sharpness_is_the_mean_over_the_batches():
     values = []
     for m in (3, 8, 24):
         batches = np.split(data, 24 // m)
-        value = samax.m_sharpness(loss, params, batches, rho=0.1)
+        value = samax.worst_case_m_sharpness(loss, params, batches, rho=0.1)
         each = [samax.worst_case_sharpness(loss, params, [b], rho=0.1, steps=1) for b in batches]
         assert value == pytest.approx(float(np.mean(each)), rel=1e-4)
         values.append(float(value))
@@ -168,6 +168,6 @@ def test_what_is_refused():
     with pytest.raises(TypeError, match="must be a scalar loss"):
         samax.worst_case_sharpness(lambda p, b: p["w"], params, BATCHES, rho=0.1)
     with pytest.raises(ValueError, match="rho must be finite"):
-        samax.m_sharpness(loss_fn, params, BATCHES, rho=-1.0)
+        samax.worst_case_m_sharpness(loss_fn, params, BATCHES, rho=-1.0)
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         samax.average_case_sharpness(loss_fn, params, BATCHES, rho=0.1, num_samples=0)
