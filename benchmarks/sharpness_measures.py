@@ -20,7 +20,7 @@ from samax.operators import mean_loss_and_grad
 EIGENVALUES = 5
 RHO = 0.05  # SAM's for CIFAR-10
 ADAPTIVE_RHO = 0.5  # ASAM's
-AVERAGE_RHO = 0.005  # a perturbation of norm 2.5 for 250,000 parameters
+AVERAGE_RHO = 0.01  # a perturbation of norm 5 for 250,000 parameters
 ASCENT_STEPS = 10
 DISTANCES = np.linspace(-1, 1, 21)
 

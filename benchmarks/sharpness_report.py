@@ -120,7 +120,7 @@ def top_eigenvalue_ratios(runs: Runs) -> dict[str, dict[int, float]]:
 
 
 def to_markdown(record: Record, runs: Runs, rows: dict[str, dict[str, Any]]) -> str:
-    """Returns the tables, what SAM did to the top eigenvalue, and what the columns mean."""
+    """Returns the tables, what each method did to the top eigenvalue, and the columns' meaning."""
     heading, details = report.title(record)
     measured = [made for seeds in runs.values() for made in seeds.values()]
     hardware = record["hardware"]
@@ -153,7 +153,7 @@ def to_markdown(record: Record, runs: Runs, rows: dict[str, dict[str, Any]]) -> 
         f"{setting}; {hardware['device']}, {hardware['count']} core(s); {versions}.",
         *tables,
         markdown_table(losses),
-        *(textwrap.fill(text, 100) for text in (*_answers(runs), notes, _NOTES[2])),
+        *(textwrap.fill(text, 100) for text in (_answer(runs), notes, _NOTES[2]) if text),
         costs,
     ]
     return "\n\n".join(parts) + "\n"
@@ -162,17 +162,15 @@ def to_markdown(record: Record, runs: Runs, rows: dict[str, dict[str, Any]]) -> 
 _LOSS = ("value", "grad_norm")
 
 
-def _answers(runs: Runs) -> list[str]:
-    """Says for each method how its top eigenvalue compares with SGD's."""
-    answers = []
+def _answer(runs: Runs) -> str:
+    """Says for each method how its top eigenvalue compares with SGD's; nothing without SGD."""
+    parts = []
     for label, ratios in top_eigenvalue_ratios(runs).items():
         smaller = sum(ratio < 1 for ratio in ratios.values())
         shown = ", ".join(f"{ratio:.2f}" for ratio in ratios.values())
-        answers.append(
-            f"Top eigenvalue of `{label}` over `{BASELINE}`'s, by seed: {shown}; smaller in "
-            f"{smaller} of {len(ratios)}."
-        )
-    return answers
+        parts.append(f"`{label}` {shown} (smaller in {smaller} of {len(ratios)})")
+    answer = f"Top eigenvalue over `{BASELINE}`'s, seed by seed: {'; '.join(parts)}."
+    return answer if parts else ""
 
 
 def to_csv(runs: Runs) -> str:

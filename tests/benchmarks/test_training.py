@@ -181,6 +181,22 @@ def test_a_method_is_read_with_its_settings_and_factor():
     ]
 
 
+def test_a_sampling_method_costs_its_samples_and_one_gradient():
+    spec = parse_method("frob_sam:num_samples=4")
+    assert spec.hyperparameters == {"rho": 0.005, "lam": 0.005, "num_samples": 4}
+    assert spec.gradients == 5
+    assert parse_method("frob_sam").gradients == 3
+    assert parse_method("sam").gradients == 2
+    assert np.isfinite(optimizer("frob_sam:num_samples=4").init(jnp.ones(2))[0].step)
+
+
+def test_random_perturbations_differ_by_seed():
+    a_trainer = trainer(samax.trace_sam())
+    keys = [optax.tree.get(a_trainer.init(seed).opt_state, "rng_key") for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(keys[0], keys[1])
+    assert not np.array_equal(keys[0], keys[2])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
