@@ -10,15 +10,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from matfree import decomp, stochtrace
+from matfree import stochtrace
 
-from samax._checks import Scalar, check_callable, check_count, check_parameters, check_scalar
+from samax._checks import Scalar, check_count, check_scalar
 from samax._keys import typed_key
-from samax._numerics import widen
+from samax._lanczos import counted, flatten, lanczos
 from samax.operators import Operator
 from samax.sharpness import Estimate, Progress, estimate
 
@@ -89,13 +88,13 @@ def top_eigenpairs(
       >>> print(f"{pairs.values[0]:.3f}")
       4.000
     """
-    flat, vector, unravel = _flatten(operator, params)
+    flat, vector, unravel = flatten(operator, params)
     check_count("k", k)
     num_products = 2 * k + 28 if num_products is None else num_products
     num_products = min(check_count("num_products", num_products, k), vector.size)
-    counted = _counted(flat, progress, num_products)
+    product = counted(flat, progress, num_products)
     start = jax.random.normal(typed_key(key), vector.shape, vector.dtype)
-    basis, matrix, remainder = _lanczos(counted, start, num_products)
+    basis, matrix, remainder = lanczos(product, start, num_products)
     values, ritz = jnp.linalg.eigh(matrix)
     order = jnp.arange(len(values))[::-1][:k]
     vectors = jax.vmap(unravel)((basis @ ritz[:, order]).T)
@@ -260,14 +259,14 @@ def _quadratures(
     progress: Progress | None,
 ) -> list[tuple[jax.Array, jax.Array]]:
     """For each sample v the Ritz values, and weights with which they stand for `v^T f(H) v / d`."""
-    flat, vector, _ = _flatten(operator, params)
+    flat, vector, _ = flatten(operator, params)
     check_count("num_samples", num_samples)
     num_products = min(check_count("num_products", num_products), vector.size)
-    counted = _counted(flat, progress, num_samples * num_products)
+    product = counted(flat, progress, num_samples * num_products)
     quadratures = []
     for sample_key in jax.random.split(typed_key(key), num_samples):
         (start,) = stochtrace.sampler_signs(vector, num=1)(sample_key)
-        _, matrix, _ = _lanczos(counted, start, num_products)
+        _, matrix, _ = lanczos(product, start, num_products)
         nodes, ritz = jnp.linalg.eigh(matrix)
         quadratures.append((nodes, ritz[0] ** 2))
     return quadratures
@@ -282,73 +281,9 @@ def _monte_carlo(
     progress: Progress | None,
 ) -> Estimate:
     """The mean of matfree's integrand over random signs, one at a time to keep the memory small."""
-    flat, vector, _ = _flatten(operator, params)
+    flat, vector, _ = flatten(operator, params)
     check_count("num_samples", num_samples)
-    counted = _counted(flat, progress, num_samples)
+    product = counted(flat, progress, num_samples)
     keys = jax.random.split(typed_key(key), num_samples)
-    draws = [integrand(counted, stochtrace.sampler_signs(vector, num=1)(k)[0]) for k in keys]
+    draws = [integrand(product, stochtrace.sampler_signs(vector, num=1)(k)[0]) for k in keys]
     return estimate(jnp.stack(draws))
-
-
-def _lanczos(
-    product: Callable[[jax.Array], jax.Array], start: jax.Array, steps: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Lanczos' basis (d, m), tridiagonal matrix (m, m), and the norm of what remains.
-
-    m is `steps`, or less where the space of `start` is exhausted before.
-
-    matfree traces the product, and would so unroll the whole data set into its program. A primitive
-    is what a trace does not look into, and without jit matfree's loop runs on the host.
-    """
-    primitive = jax.extend.core.Primitive("samax_product")
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-
-    def multiply(vector: jax.Array) -> jax.Array:
-        with jax.disable_jit(False), jax.default_matmul_precision(precision):
-            return product(vector)
-
-    primitive.def_impl(multiply)
-    primitive.def_abstract_eval(lambda vector: vector)
-    # In full precision: GPUs would lose the orthogonality with their default one.
-    with jax.disable_jit(), jax.default_matmul_precision("highest"):
-        basis, matrix, remainder, _ = decomp.tridiag_sym(steps, custom_vjp=False)(
-            primitive.bind, start
-        )
-        # Once the space is exhausted a vector of rounding errors, or of norm zero, is normalized:
-        # it is not orthogonal to the others, or NaN, and so is what follows.
-        overlap = jnp.abs(jnp.tril(basis @ basis.T - jnp.eye(steps))).max(axis=1)
-    sound = jnp.cumprod(overlap < jnp.finfo(overlap.dtype).eps ** 0.5)
-    usable = int(sound.sum())
-    remaining = jnp.linalg.norm(remainder) if usable == steps else jnp.zeros_like(matrix[0, 0])
-    return basis[:usable].T, matrix[:usable, :usable], remaining
-
-
-def _flatten(
-    operator: Operator, params: optax.Params
-) -> tuple[Callable[[jax.Array], jax.Array], jax.Array, Callable[[jax.Array], Any]]:
-    """The operator on flat vectors, the flat parameters, and the way back to a pytree."""
-    check_callable("operator", operator, "of a pytree like the parameters")
-    check_parameters("params", params)
-    vector, unravel = ravel_pytree(widen(params))
-
-    def flat(direction: jax.Array) -> jax.Array:
-        return ravel_pytree(operator(unravel(direction)))[0].astype(direction.dtype)
-
-    return flat, vector, unravel
-
-
-def _counted(
-    product: Callable[[jax.Array], jax.Array], progress: Progress | None, total: int
-) -> Callable[[jax.Array], jax.Array]:
-    """The product, telling `progress` how many are done."""
-    done = 0
-
-    def multiply(vector: jax.Array) -> jax.Array:
-        nonlocal done
-        result = jax.block_until_ready(product(vector))
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        return result
-
-    return multiply
