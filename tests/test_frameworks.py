@@ -153,6 +153,33 @@ def test_a_nnx_model_without_state_equals_the_bare_pytree():
     assert_close(pure(model, nnx.Param), params)
 
 
+@pytest.mark.parametrize("key", [0, "typed"])
+def test_the_universal_class_in_nnx(key):
+    """Equal to the bare pytree, its key moves on, and the samples' passes leave no statistics."""
+    key = jax.random.key(0) if key == "typed" else key
+    universal = lambda: optax.chain(
+        samax.frob_sam(0.1, lam=0.1, measure=samax.rademacher, key=key), optax.sgd(0.05)
+    )
+    model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+    params = pure(model, nnx.Param)
+    optimizer = nnx.Optimizer(model, universal(), wrt=nnx.Param)
+    loss = lambda p: jnp.mean((INPUTS @ p["kernel"] + p["bias"] - TARGETS) ** 2)
+    tx = universal()
+    state = tx.init(params)
+    for _ in range(2):
+        nnx_step(model, optimizer, INPUTS, TARGETS)
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params, value=value, value_fn=loss)
+        params = optax.apply_updates(params, updates)
+    assert_close(pure(model, nnx.Param), params)
+
+    model, reference = Network(nnx.Rngs(0)), Network(nnx.Rngs(0))
+    nnx_step(model, nnx.Optimizer(model, universal(), wrt=nnx.Param), INPUTS, TARGETS)
+    nnx_loss(reference, INPUTS, TARGETS)
+    assert_close(pure(model, nnx.BatchStat), pure(reference, nnx.BatchStat))
+    assert model.dropout.rngs.count[...] == reference.dropout.rngs.count[...] == 1
+
+
 def test_linen_with_batch_norm_and_dropout():
     class LinenNetwork(linen.Module):
         @linen.compact
