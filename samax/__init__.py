@@ -1,5 +1,8 @@
 """Sharpness-aware training for JAX, as Optax gradient transformations."""
 
+# One update in two calls, for frameworks that pass gradients alone.
+from samax.alternating import AlternatingState, alternating, eval_params
+
 # Ascent parts: gradient -> perturbation.
 from samax.ascent import (
     gradient_ema,
@@ -38,6 +41,9 @@ from samax.methods import asam, decoupled_wsam, gsam, sam, samar, usam, vasso, w
 # Curvature as operators; samax.hessian, imported by who asks for it, measures them.
 from samax.operators import gauss_newton_operator, hessian_operator, scaled_operator
 
+# Several devices, and groups of examples on one.
+from samax.replicas import cross_replica_mean, m_sharpness
+
 # Measures mu for the universal class.
 from samax.samplers import (
     cube,
@@ -64,21 +70,25 @@ from samax.universal import LogMeanExp, UniversalMetrics, universal_sam
 from samax.universal_methods import det_sam, frob_sam, trace_sam
 
 __all__ = [
+    "AlternatingState",
     "Estimate",
     "LogMeanExp",
     "SharpnessMetrics",
     "Stacked",
     "UniversalMetrics",
     "adaptive_weight",
+    "alternating",
     "asam",
     "average_case_sharpness",
     "balanced",
     "balancedness",
+    "cross_replica_mean",
     "cube",
     "das",
     "decoupled",
     "decoupled_wsam",
     "det_sam",
+    "eval_params",
     "filter_normalized",
     "frob_sam",
     "gauss_newton_operator",
@@ -91,6 +101,7 @@ __all__ = [
     "lora_groups",
     "loss_line",
     "loss_surface",
+    "m_sharpness",
     "nbar",
     "norm_deviation",
     "normalize",

@@ -79,6 +79,17 @@ def normalized(tree: Any, eps: jax.typing.ArrayLike = 0.0) -> Any:
     return jax.tree.map(lambda x: jnp.where(defined, x * factor.astype(x.dtype), 0.0), scaled)
 
 
+def zero_after(tree: Any) -> jax.Array:
+    """A zero, int32, that XLA does not know before the leaves of `tree` are there.
+
+    What is made from it waits for them. Evaluations of a gradient that do not depend on one another
+    XLA would run at once, without a loop, and hold the activations of all of them; on CPU an
+    `optimization_barrier` is gone before the program is scheduled.
+    """
+    ready = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+    return (0.0 * jnp.where(jnp.isfinite(ready), ready, 0.0)).astype(jnp.int32)
+
+
 def _gather(scalars: list[jax.Array], tree: Any) -> jax.Array:
     """One vector of the scalars that the leaves of `tree` were reduced to.
 

@@ -47,6 +47,25 @@ class SharpnessMetrics(NamedTuple):
     perturbation_norm: jax.Array
 
 
+class SharpnessAware(optax.GradientTransformationExtraArgs):
+    """What `sharpness_aware` returns: a transformation that also shows the halves of its update.
+
+    `samax.alternating` runs them in two calls.
+
+    Attributes:
+      ascend: `(grads, state, params, **extra) -> (point, state)`.
+      descend: `(perturbed_grads, state, params, *, point, clean_grad, **extra) -> (direction,
+        state)`.
+      reads_clean_grad: `(params) -> bool`, whether `descend` does anything with the clean gradient.
+      steps: how often `update` ascends.
+    """
+
+    ascend: Callable[..., tuple[optax.Params, "SharpnessAwareState"]]
+    descend: Callable[..., tuple[optax.Updates, "SharpnessAwareState"]]
+    reads_clean_grad: Callable[[optax.Params], bool]
+    steps: int
+
+
 class SharpnessAwareState(NamedTuple):
     """The states of the two parts, and the tracked scalars (empty unless tracked)."""
 
@@ -61,7 +80,7 @@ def sharpness_aware(
     *,
     steps: int = 1,
     track: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+) -> SharpnessAware:
     r"""Replaces the gradient by one made from the gradients here and at a perturbed point.
 
     $$ \epsilon = \mathrm{ascent}(g), \qquad \tilde g = \nabla L(w + \epsilon), \qquad
@@ -143,6 +162,37 @@ def sharpness_aware(
             else optax.EmptyState(),
         )
 
+    def ascend(
+        grads: optax.Updates, state: SharpnessAwareState, params: optax.Params, **extra_args: Any
+    ) -> tuple[optax.Params, SharpnessAwareState]:
+        eps, ascent_state = ascent.update(widen(grads), state.ascent, params, **extra_args)
+        check_same_tree("the ascent's output", eps, params)
+        return displace(params, eps), state._replace(ascent=ascent_state)
+
+    def descend(
+        perturbed: optax.Updates,
+        state: SharpnessAwareState,
+        params: optax.Params,
+        *,
+        point: optax.Params,
+        clean_grad: optax.Updates,
+        perturbed_value: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SharpnessAwareState]:
+        clean, perturbed = widen(clean_grad), widen(perturbed)
+        direction, descent_state = descent.update(
+            perturbed, state.descent, params, clean_grad=clean, **extra_args
+        )
+        metrics = state.metrics
+        if track:
+            value, displacement = (
+                extra_args.get("value"),
+                optax.tree.sub(widen(point), widen(params)),
+            )
+            measured = _measure(value, perturbed_value, clean, perturbed, displacement)
+            metrics = cast_like(measured, metrics)
+        return direction, state._replace(descent=descent_state, metrics=metrics)
+
     def update(
         updates: optax.Updates,
         state: SharpnessAwareState,
@@ -166,35 +216,41 @@ def sharpness_aware(
             extra_args["value"] = value
         extra_args |= passed
 
-        def climb(point: optax.Params, grads: optax.Updates) -> tuple[optax.Params, optax.OptState]:
-            eps, ascent_state = ascent.update(widen(grads), state.ascent, point, **extra_args)
-            check_same_tree("the ascent's output", eps, params)
-            return displace(point, eps), ascent_state
+        def ascend_again(_: int, point: optax.Params) -> optax.Params:
+            return ascend(evaluate(point)[1], state, point, **extra_args)[0]
 
-        def climb_again(_: int, point: optax.Params) -> optax.Params:
-            return climb(point, evaluate(point)[1])[0]
-
-        point, ascent_state = climb(params, updates)
+        point, ascended = ascend(updates, state, params, **extra_args)
         if steps <= UNROLLED_STEPS:
             for i in range(1, steps):
-                point = climb_again(i, point)
+                point = ascend_again(i, point)
         else:
-            point = jax.lax.fori_loop(1, steps, climb_again, point)
+            point = jax.lax.fori_loop(1, steps, ascend_again, point)
         perturbed_value, perturbed = evaluate(point)
-
-        clean, perturbed = widen(updates), widen(perturbed)
-        direction, descent_state = descent.update(
-            perturbed, state.descent, params, clean_grad=clean, **extra_args
+        direction, state = descend(
+            perturbed,
+            ascended,
+            params,
+            point=point,
+            clean_grad=updates,
+            perturbed_value=perturbed_value,
+            **extra_args,
         )
-        metrics = state.metrics
-        if track:
-            displacement = optax.tree.sub(widen(point), widen(params))
-            measured = _measure(value, perturbed_value, clean, perturbed, displacement)
-            metrics = cast_like(measured, metrics)
-        state = SharpnessAwareState(ascent_state, descent_state, metrics)
         return cast_like(direction, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def reads_clean_grad(params: optax.Params) -> bool:
+        def run(params: optax.Params, clean: optax.Updates) -> Any:
+            return descent.update(params, descent.init(params), params, clean_grad=clean)
+
+        wide = widen(params)
+        jaxpr = jax.make_jaxpr(run)(wide, wide).jaxpr
+        read = {id(x) for equation in jaxpr.eqns for x in equation.invars}
+        read |= {id(x) for x in jaxpr.outvars}
+        return track or any(id(x) in read for x in jaxpr.invars[len(jax.tree.leaves(wide)) :])
+
+    transformation = SharpnessAware(init, update)
+    transformation.ascend, transformation.descend = ascend, descend
+    transformation.reads_clean_grad, transformation.steps = reads_clean_grad, steps
+    return transformation
 
 
 def check_inputs(updates: optax.Updates, params: optax.Params | None, value: Any) -> None:

@@ -17,7 +17,7 @@ from samax._checks import (
     check_schedule,
 )
 from samax._keys import is_typed, typed_key
-from samax._numerics import at, cast_like, norm, tree_wide_dtype, widen
+from samax._numerics import at, cast_like, norm, tree_wide_dtype, widen, zero_after
 from samax.samplers import Sampler
 from samax.sharpness_aware import UNROLLED_STEPS, check_inputs, displace, evaluator
 
@@ -70,6 +70,7 @@ def universal_sam(
     antithetic: bool = False,
     key: jax.Array | int = 0,
     unroll: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the loss and any function of its Hessian's quadratic forms.
@@ -212,6 +213,7 @@ def universal_sam(
                 only = look(draws[0][0], draws[1][0])
                 losses, differences, distances = jax.tree.map(lambda x: x[None], only)
             else:
+                draws = draws if sharding is None else lay_out(draws, sharding)
                 losses, differences, distances = jax.vmap(look)(*draws)
             totals = accumulator.add(sums.totals, (losses - loss) / radius**2, differences)
             return _Sums(totals, sums.loss + losses.sum(), sums.distance + distances.sum()), None
@@ -299,13 +301,8 @@ def _stream(
 
 
 def _after(grads: optax.Updates, keys: jax.Array) -> jax.Array:
-    """`keys` as they are, but not before the gradients so far are there.
-
-    Without a loop XLA would run the evaluations of all samples at once and hold the activations of
-    all of them; on CPU an `optimization_barrier` is gone before the program is scheduled.
-    """
-    ready = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(grads)), start=jnp.zeros(()))
-    zero = (0.0 * jnp.where(jnp.isfinite(ready), ready, 0.0)).astype(jnp.uint32)
+    """`keys` as they are, but not before the gradients so far are there."""
     return jax.random.wrap_key_data(
-        jax.random.key_data(keys) + zero, impl=jax.random.key_impl(keys)
+        jax.random.key_data(keys) + zero_after(grads).astype(jnp.uint32),
+        impl=jax.random.key_impl(keys),
     )
