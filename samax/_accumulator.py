@@ -104,5 +104,12 @@ def _scale(factors: jax.Array, stacked: jax.Array) -> jax.Array:
 
 def _combine(weights: jax.Array, stacked: jax.Array) -> jax.Array:
     """`sum_b weights[m, b] stacked[b]` of shape (m, ...), in full precision on every device."""
-    weights = weights.astype(stacked.dtype)
-    return jnp.tensordot(weights, stacked, axes=1, precision=jax.lax.Precision.HIGHEST)
+    weights, precision = weights.astype(stacked.dtype), jax.lax.Precision.HIGHEST
+    sharding = getattr(jax.typeof(stacked), "sharding", None)
+    if sharding is None or not any(sharding.spec[:1]):
+        return jnp.tensordot(weights, stacked, axes=1, precision=precision)
+    # Under explicit sharding a sum over devices has to say where its result is to be: on all.
+    result = jax.sharding.NamedSharding(
+        sharding.mesh, jax.sharding.PartitionSpec(None, *sharding.spec[1:])
+    )
+    return jnp.tensordot(weights, stacked, axes=1, precision=precision, out_sharding=result)

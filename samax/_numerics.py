@@ -90,6 +90,32 @@ def zero_after(tree: Any) -> jax.Array:
     return (0.0 * jnp.where(jnp.isfinite(ready), ready, 0.0)).astype(jnp.int32)
 
 
+def varying_axes(*trees: Any) -> frozenset[str]:
+    """The axes of a `shard_map` over which leaves may differ by their types; none where untyped."""
+    axes: frozenset[str] = frozenset()
+    for leaf in jax.tree.leaves(trees):
+        array_type = jax.typeof(leaf)
+        if hasattr(array_type, "manual_axis_type"):
+            axes |= array_type.manual_axis_type.varying
+        else:  # before JAX 0.10
+            axes |= getattr(array_type, "vma", frozenset())
+    return axes
+
+
+def vary_over(axes: frozenset[str], tree: Any) -> Any:
+    """`tree`, to start a loop whose results differ over `axes` of a `shard_map`."""
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        missing = tuple(axes - varying_axes(leaf))
+        if not missing:
+            return leaf
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(leaf, missing, to="varying")
+        return jax.lax.pvary(leaf, missing)
+
+    return jax.tree.map(cast, tree)
+
+
 def _gather(scalars: list[jax.Array], tree: Any) -> jax.Array:
     """One vector of the scalars that the leaves of `tree` were reduced to.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from samax._checks import check_count, check_transformation
-from samax._numerics import cast_like, widen, zero_after
+from samax._numerics import cast_like, vary_over, varying_axes, widen, zero_after
 from samax.sharpness_aware import UNROLLED_STEPS, check_inputs, evaluator
 
 AxisNames: TypeAlias = str | tuple[str, ...]
@@ -67,7 +67,7 @@ def cross_replica_mean(axis_name: AxisNames) -> optax.GradientTransformation:
     def mean(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         del params
         try:
-            typed = _varying(jax.lax.axis_index(axis_name))
+            axes = varying_axes(jax.lax.axis_index(axis_name))
         except NameError:
             raise NameError(
                 f"cross_replica_mean({axis_name!r}) found no such axis: call update inside "
@@ -75,7 +75,7 @@ def cross_replica_mean(axis_name: AxisNames) -> optax.GradientTransformation:
                 "the whole batch already; leave it out of the chain there."
             ) from None
         for leaf in jax.tree.leaves(updates):
-            if typed - _varying(leaf):
+            if axes - varying_axes(leaf):
                 raise ValueError(
                     f"cross_replica_mean({axis_name!r}) got updates that are the same on all "
                     "devices: gradients at replicated parameters, which shard_map has summed. Take "
@@ -175,9 +175,7 @@ def m_sharpness(
 
         def visit(total: optax.Updates, group: Any) -> tuple[optax.Updates, optax.OptState]:
             group_state, examples = group
-            passed = {
-                name: _bind(fn, examples) for name, fn in functions.items() if fn is not None
-            }
+            passed = {name: _bind(fn, examples) for name, fn in functions.items() if fn is not None}
             loss, grads = evaluator(passed)(params)
             losses = {} if loss is None else {"value": loss}
             direction, group_state = inner.update(
@@ -185,8 +183,8 @@ def m_sharpness(
             )
             return optax.tree.add(total, widen(direction)), group_state
 
-        # Zeros that shard_map takes for each device's own where the updates are.
-        total = jax.tree.map(lambda g: jnp.where(False, g, 0), widen(updates))
+        total = jax.tree.map(jnp.zeros_like, widen(updates))
+        total = vary_over(varying_axes(updates, params), total)
         total, state = _stream(visit, total, (state, groups), unroll)
         return cast_like(optax.tree.scale(1 / num_groups, total), updates), state
 
@@ -236,8 +234,3 @@ def _split(batch: Any, num_groups: int) -> Any:
     return jax.tree.map(
         lambda x: jnp.reshape(x, (num_groups, x.shape[0] // num_groups, *x.shape[1:])), batch
     )
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    """The axes of a `shard_map` over which `x` may differ by its type; none where types are off."""
-    return getattr(jax.typeof(x), "vma", frozenset())

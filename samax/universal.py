@@ -17,7 +17,16 @@ from samax._checks import (
     check_schedule,
 )
 from samax._keys import is_typed, typed_key
-from samax._numerics import at, cast_like, norm, tree_wide_dtype, widen, zero_after
+from samax._numerics import (
+    at,
+    cast_like,
+    norm,
+    tree_wide_dtype,
+    vary_over,
+    varying_axes,
+    widen,
+    zero_after,
+)
 from samax.samplers import Sampler
 from samax.sharpness_aware import UNROLLED_STEPS, check_inputs, displace, evaluator
 
@@ -70,7 +79,7 @@ def universal_sam(
     antithetic: bool = False,
     key: jax.Array | int = 0,
     unroll: int | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the loss and any function of its Hessian's quadratic forms.
@@ -115,6 +124,10 @@ def universal_sam(
       unroll: how many evaluations (of `batch_size` samples) the body of the loop holds; None is
         all of them up to 8, without any loop, and 1 beyond. XLA on CPU runs convolutions in loops
         about 22 times slower than outside.
+      sharding: under `jit`, how the `batch_size` samples that are evaluated at once are laid out
+        over devices, as in `NamedSharding(mesh, PartitionSpec("samples"))`: n samples on d devices
+        are n / d evaluations on each, of its own samples on the batch that it holds, and the sums
+        are all-reduced. The samples are the same as without.
       track: whether the state keeps `UniversalMetrics`; read with
         `optax.tree.get(state, "sharpness")`.
 
@@ -153,6 +166,7 @@ def universal_sam(
     check_schedule("rho", rho)
     check_schedule("lam", lam)
     visits = _visits(num_samples, batch_size, antithetic)
+    _check_divides(batch_size, sharding)
     unroll = (visits if visits <= UNROLLED_STEPS else 1) if unroll is None else unroll
     check_count("unroll", unroll)
     start_key = typed_key(key)
@@ -213,15 +227,14 @@ def universal_sam(
                 only = look(draws[0][0], draws[1][0])
                 losses, differences, distances = jax.tree.map(lambda x: x[None], only)
             else:
-                draws = draws if sharding is None else lay_out(draws, sharding)
-                losses, differences, distances = jax.vmap(look)(*draws)
+                losses, differences, distances = jax.vmap(look)(*_spread(draws, sharding))
             totals = accumulator.add(sums.totals, (losses - loss) / radius**2, differences)
             return _Sums(totals, sums.loss + losses.sum(), sums.distance + distances.sum()), None
 
         following, key = jax.random.split(_typed(state.rng_key, implementation))
         draws = _draws(key, (visits, batch_size), antithetic, dtype)
         sums = _Sums(accumulator.start(clean), jnp.zeros((), dtype), jnp.zeros((), dtype))
-        sums = _stream(visit, sums, draws, unroll)
+        sums = _stream(visit, vary_over(varying_axes(updates, params), sums), draws, unroll)
         sharpness, slope = accumulator.regularizer(phi, sums.totals, num_samples)
         # Where nothing is to be added, nothing is: 0 times what is not finite is not 0, and rho = 0
         # has no D.
@@ -268,6 +281,28 @@ def _visits(num_samples: int, batch_size: int, antithetic: bool) -> int:
     if antithetic and num_samples % 2:
         raise ValueError(f"num_samples must be even if antithetic, got {num_samples}.")
     return num_samples // batch_size
+
+
+def _check_divides(batch_size: int, sharding: jax.sharding.NamedSharding | None) -> None:
+    if sharding is None:
+        return
+    try:
+        sharding.shard_shape((batch_size,))
+    except ValueError as error:
+        raise ValueError(
+            f"sharding must divide the batch_size samples that are evaluated at once: {error}"
+        ) from None
+
+
+def _spread(
+    draws: tuple[jax.Array, jax.Array], sharding: jax.sharding.NamedSharding | None
+) -> tuple[jax.Array, jax.Array]:
+    """Gives each device its share of the draws that are evaluated at once."""
+    if sharding is None:
+        return draws
+    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.sharding.reshard(draws, sharding)
+    return jax.lax.with_sharding_constraint(draws, sharding)
 
 
 def _typed(key: jax.Array, implementation: Any) -> jax.Array:

@@ -23,6 +23,7 @@ def trace_sam(
     antithetic: bool = False,
     key: jax.Array | int = 0,
     unroll: int | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the trace of the Hessian.
@@ -45,6 +46,7 @@ def trace_sam(
       antithetic: whether samples come in pairs v and -v, which removes the noise of order rho.
       key: a seed or a key; see `samax.universal_sam`.
       unroll: evaluations in the body of the loop; see `samax.universal_sam`.
+      sharding: how samples are laid out over devices; see `samax.universal_sam`.
       track: whether the state keeps `UniversalMetrics`.
 
     Returns:
@@ -72,6 +74,7 @@ def trace_sam(
         antithetic=antithetic,
         key=key,
         unroll=unroll,
+        sharding=sharding,
         track=track,
     )
 
@@ -87,6 +90,7 @@ def frob_sam(
     antithetic: bool = False,
     key: jax.Array | int = 0,
     unroll: int | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the Frobenius norm of the Hessian.
@@ -116,6 +120,7 @@ def frob_sam(
       antithetic: whether samples come in pairs v and -v.
       key: a seed or a key; see `samax.universal_sam`.
       unroll: evaluations in the body of the loop; see `samax.universal_sam`.
+      sharding: how samples are laid out over devices; see `samax.universal_sam`.
       track: whether the state keeps `UniversalMetrics`.
 
     Returns:
@@ -145,6 +150,7 @@ def frob_sam(
         antithetic=antithetic,
         key=key,
         unroll=unroll,
+        sharding=sharding,
         track=track,
     )
 
@@ -160,6 +166,7 @@ def det_sam(
     antithetic: bool = False,
     key: jax.Array | int = 0,
     unroll: int | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the determinant of the Hessian, or its logarithm.
@@ -192,6 +199,7 @@ def det_sam(
       antithetic: whether samples come in pairs v and -v.
       key: a seed or a key; see `samax.universal_sam`.
       unroll: evaluations in the body of the loop; see `samax.universal_sam`.
+      sharding: how samples are laid out over devices; see `samax.universal_sam`.
       track: whether the state keeps `UniversalMetrics`.
 
     Returns:
@@ -219,5 +227,6 @@ def det_sam(
         antithetic=antithetic,
         key=key,
         unroll=unroll,
+        sharding=sharding,
         track=track,
     )
