@@ -29,6 +29,13 @@ def sam(
 
     $$ \tilde g = \nabla L\left(w + \rho \, \frac{g}{\lVert g \rVert}\right) $$
 
+    With gradients accumulated by `optax.MultiSteps`, inside or around: `chain(sam, MultiSteps(base,
+    k))` perturbs for each micro-batch on its own. `MultiSteps(chain(sam, base), k)` perturbs along
+    the accumulated gradient but evaluates the function of the LAST call, which cannot be detected
+    here: with one micro-batch's function it trains on that micro-batch alone, silently. Pass the
+    whole batch's, or better a micro-batched `grad_fn` without `MultiSteps`, or accumulate around
+    `samax.alternating(sam, base)`, which needs no function.
+
     Args:
       rho: the perturbation radius, at least 0, or a schedule of it; 0.05 is the paper's for
         CIFAR-10 and ImageNet (0.1 for CIFAR-100), searched over 0.01 to 0.5.

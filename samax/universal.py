@@ -165,8 +165,7 @@ def universal_sam(
     check_callable("measure", measure, "(key, params) -> sample")
     check_schedule("rho", rho)
     check_schedule("lam", lam)
-    visits = _visits(num_samples, batch_size, antithetic)
-    _check_divides(batch_size, sharding)
+    visits = _visits(num_samples, batch_size, antithetic, sharding)
     unroll = (visits if visits <= UNROLLED_STEPS else 1) if unroll is None else unroll
     check_count("unroll", unroll)
     start_key = typed_key(key)
@@ -233,8 +232,8 @@ def universal_sam(
 
         following, key = jax.random.split(_typed(state.rng_key, implementation))
         draws = _draws(key, (visits, batch_size), antithetic, dtype)
-        sums = _Sums(accumulator.start(clean), jnp.zeros((), dtype), jnp.zeros((), dtype))
-        sums = _stream(visit, vary_over(varying_axes(updates, params), sums), draws, unroll)
+        start = _Sums(accumulator.start(clean), jnp.zeros((), dtype), jnp.zeros((), dtype))
+        sums = _stream(visit, vary_over(varying_axes(updates, params), start), draws, unroll)
         sharpness, slope = accumulator.regularizer(phi, sums.totals, num_samples)
         # Where nothing is to be added, nothing is: 0 times what is not finite is not 0, and rho = 0
         # has no D.
@@ -272,7 +271,12 @@ def _measure(
     )
 
 
-def _visits(num_samples: int, batch_size: int, antithetic: bool) -> int:
+def _visits(
+    num_samples: int,
+    batch_size: int,
+    antithetic: bool,
+    sharding: jax.sharding.NamedSharding | None,
+) -> int:
     """How often `batch_size` samples are evaluated."""
     check_count("num_samples", num_samples)
     check_count("batch_size", batch_size)
@@ -280,18 +284,15 @@ def _visits(num_samples: int, batch_size: int, antithetic: bool) -> int:
         raise ValueError(f"batch_size must divide num_samples, {num_samples}, got {batch_size}.")
     if antithetic and num_samples % 2:
         raise ValueError(f"num_samples must be even if antithetic, got {num_samples}.")
+    if sharding is not None:
+        try:
+            sharding.shard_shape((batch_size,))
+        except ValueError as error:
+            raise ValueError(
+                f"sharding must divide the {batch_size} samples that are evaluated at once, "
+                f"batch_size: {error}"
+            ) from None
     return num_samples // batch_size
-
-
-def _check_divides(batch_size: int, sharding: jax.sharding.NamedSharding | None) -> None:
-    if sharding is None:
-        return
-    try:
-        sharding.shard_shape((batch_size,))
-    except ValueError as error:
-        raise ValueError(
-            f"sharding must divide the batch_size samples that are evaluated at once: {error}"
-        ) from None
 
 
 def _spread(

@@ -1,0 +1,270 @@
+"""One update in two calls."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import samax
+
+INPUTS = jax.random.normal(jax.random.key(0), (16, 5))
+SAM = samax.sam(0.1)
+
+
+def loss_fn(params, x=INPUTS):
+    return jnp.mean((jnp.tanh(x.astype(params["w"].dtype) @ params["w"]) * params["v"]).sum(1) ** 2)
+
+
+def initial(dtype=jnp.float32):
+    """Parameters that stay away from zero, where they come back to the last bit."""
+    w = jax.random.uniform(jax.random.key(1), (5, 3), minval=0.5, maxval=1.5)
+    return {"w": w.astype(dtype), "v": jnp.array([1.0, -1.5, 2.0], dtype)}
+
+
+def optimizer():
+    schedule = optax.linear_schedule(0.05, 0.0, 10)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.add_decayed_weights(1e-2),
+        optax.sgd(schedule, momentum=0.9),
+    )
+
+
+def one_call(transformation, params, steps, base=None):
+    tx = optax.chain(transformation, optimizer() if base is None else base)
+
+    @jax.jit
+    def step(params, state):
+        grad_fn = jax.grad(loss_fn)
+        updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def two_calls(transformation, params, calls, base=None):
+    """All parameters, those from before the first call included, and the last state."""
+    tx = samax.alternating(transformation, optimizer() if base is None else base)
+    step = jax.jit(functools.partial(call, tx))
+    state, seen = tx.init(params), [params]
+    for _ in range(calls):
+        params, state = step(params, state)
+        seen.append(params)
+    return seen, state
+
+
+def call(tx, params, state):
+    updates, state = tx.update(jax.grad(loss_fn)(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+RHO_SCHEDULE = optax.linear_schedule(0.1, 0.0, 8)
+METHODS = {
+    "sam": samax.sam(RHO_SCHEDULE),
+    "usam": samax.usam(0.1),
+    "asam": samax.asam(0.5),
+    "vasso": samax.vasso(0.1, 0.5),
+    "wsam": samax.wsam(0.1),
+    "gsam": samax.gsam(0.1),
+    "samar": samax.samar(0.1, gamma=0.01, smoothing=0.0),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_calls_are_one_to_the_last_bit_in_float64(method, x64):
+    params = initial(jnp.float64)
+    expected, expected_state = one_call(METHODS[method], params, steps=4)
+    seen, state = two_calls(METHODS[method], params, calls=8)
+    assert_equal(seen[-1], expected)
+    assert_equal((state.transformation, state.optimizer), expected_state)
+
+
+def test_the_decoupled_method_holds_its_optimizer(x64):
+    method = samax.decoupled_wsam(optax.adam(0.01), 0.01, rho=0.1)
+    expected, _ = one_call(method, initial(jnp.float64), 2, optax.identity())
+    seen, _ = two_calls(method, initial(jnp.float64), 4, optax.identity())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), seen[-1], expected)
+
+
+def test_in_between_the_parameters_are_the_perturbed_ones():
+    params = initial()
+    seen, state = two_calls(SAM, params, calls=1)
+    grads = jax.grad(loss_fn)(params)
+    norm = optax.tree.norm(grads)
+    jax.tree.map(
+        lambda w, p, g: np.testing.assert_allclose(p, w + 0.1 * g / norm, rtol=1e-6),
+        params,
+        seen[1],
+        grads,
+    )
+    assert_equal(samax.eval_params(state, seen[1]), params)
+    seen, state = two_calls(SAM, params, calls=2)
+    assert_equal(samax.eval_params(state, seen[2]), seen[2])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_the_parameters_come_back_exactly(dtype):
+    """With an optimizer that does nothing; low precision even from entries near zero."""
+    params = initial(dtype)
+    if dtype != jnp.float32:
+        params["w"] = params["w"].at[0].set(jnp.array([1e-3, 0.0, -2e-3], dtype))
+    seen, _ = two_calls(samax.sam(0.5), params, 2, optax.sgd(0.0))
+    assert np.max(np.abs((seen[1]["w"] - params["w"]).astype(jnp.float32))) > 0.01
+    assert_equal(seen[2], params)
+    assert seen[1]["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_parameters_are_those_of_the_one_call_form(dtype):
+    expected, _ = one_call(SAM, initial(dtype), steps=3)
+    seen, _ = two_calls(SAM, initial(dtype), calls=6)
+    assert_equal(seen[-1], expected)
+
+
+def size(state):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def test_the_state_holds_the_parameters_once_and_the_clean_gradient_where_it_is_read():
+    params = initial()
+    one = size(params)
+    for method in (samax.sam, samax.usam, samax.asam):
+        state = samax.alternating(method(0.1), optax.sgd(0.1)).init(params)
+        assert one <= size(state) < one + 32
+    descents = (samax.wsam(0.1), samax.gsam(0.1), samax.samar(0.1), samax.sam(0.1, track=True))
+    for transformation in descents:
+        state = samax.alternating(transformation, optax.sgd(0.1)).init(params)
+        assert 2 * one <= size(state) < 2 * one + 64
+    clipped = samax.sharpness_aware(samax.normalize(), optax.clip_by_global_norm(1.0))
+    assert size(samax.alternating(clipped, optax.sgd(0.1)).init(params)) < one + 32
+    # Under jit and in the abstract too.
+    tx = samax.alternating(samax.sam(0.1), optax.sgd(0.1))
+    assert jax.tree.structure(jax.jit(tx.init)(params)) == jax.tree.structure(tx.init(params))
+    assert jax.tree.structure(jax.eval_shape(tx.init, params)) == jax.tree.structure(
+        tx.init(params)
+    )
+
+
+def test_a_call_costs_its_own_half():
+    """One branch has the ascent, the other the descent and the optimizer."""
+
+    def marked(number):
+        return optax.stateless(lambda updates, params: optax.tree.scale(number, updates))
+
+    method = samax.sharpness_aware(marked(0.125), marked(0.25))
+    tx = samax.alternating(method, marked(0.375))
+    params = initial()
+    jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
+    (cond,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "cond"]
+    first, second = map(str, cond.params["branches"])
+    assert "0.125" in first
+    assert "0.25" not in first
+    assert "0.375" not in first
+    assert "0.125" not in second
+    assert "0.25" in second
+    assert "0.375" in second
+
+
+def test_schedules_count_pairs_of_calls():
+    _, state = two_calls(METHODS["sam"], initial(), calls=5)
+    counts = dict(optax.tree.get_all_with_path(state, "count"))
+    assert sorted(int(count) for count in counts.values()) == [2, 3]  # three ascents, two steps
+    _, state = two_calls(METHODS["sam"], initial(), calls=6)
+    counts = dict(optax.tree.get_all_with_path(state, "count"))
+    assert {int(count) for count in counts.values()} == {3}
+
+
+def test_a_checkpoint_in_between(tmp_path):
+    """A run that is cut off after the first of two calls goes on as if it had not been."""
+    import orbax.checkpoint as ocp
+
+    tx = samax.alternating(samax.samar(0.1), optimizer())
+    step = jax.jit(functools.partial(call, tx))
+    params, state = initial(), tx.init(initial())
+    for _ in range(3):
+        params, state = step(params, state)
+    saved = {"params": params, "state": state}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "between", saved)
+        checkpointer.wait_until_finished()
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
+        restored = checkpointer.restore(tmp_path / "between", abstract)
+    assert_equal(
+        samax.eval_params(restored["state"], restored["params"]), samax.eval_params(state, params)
+    )
+    assert_equal(step(restored["params"], restored["state"]), step(params, state))
+
+
+def test_parameters_and_state_may_be_donated():
+    tx = samax.alternating(SAM, optimizer())
+    step = jax.jit(functools.partial(call, tx), donate_argnums=(0, 1))
+    params = jax.tree.map(jnp.copy, initial())
+    state = tx.init(params)
+    for _ in range(2):
+        params, state = step(params, state)
+    assert np.all(np.isfinite(params["w"]))
+
+
+def test_an_unmodified_train_state():
+    """Flax's, which hands no function on: two calls with each batch."""
+    from flax.training.train_state import TrainState
+
+    tx = samax.alternating(SAM, optimizer())
+    state = TrainState.create(apply_fn=loss_fn, params=initial(), tx=tx)
+
+    @jax.jit
+    def train_call(state, batch):
+        grads = jax.grad(state.apply_fn)(state.params, batch)
+        return state.apply_gradients(grads=grads)
+
+    for _ in range(3):
+        for _ in range(2):
+            state = train_call(state, INPUTS)
+    expected, _ = one_call(SAM, initial(), steps=3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        samax.eval_params(state.opt_state, state.params),
+        expected,
+    )
+    assert state.step == 6
+
+
+def test_what_is_changed_from_outside_counts():
+    """Parameters loaded or clipped after the second call are those that the next step starts at."""
+    tx = samax.alternating(SAM, optax.sgd(0.1))
+    params, state = initial(), tx.init(initial())
+    loaded = jax.tree.map(lambda w: 2 * w, params)
+    expected, _ = one_call(SAM, loaded, 1, optax.sgd(0.1))
+    for _ in range(2):
+        loaded, state = call(tx, loaded, state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), loaded, expected)
+
+
+def test_errors():
+    with pytest.raises(TypeError, match="alone, to run its two halves"):
+        samax.alternating(optax.chain(SAM, optax.sgd(0.1)), optax.sgd(0.1))
+    with pytest.raises(TypeError, match="alone, to run its two halves"):
+        samax.alternating(samax.trace_sam(), optax.sgd(0.1))
+    with pytest.raises(TypeError, match="transformation must be an Optax"):
+        samax.alternating(samax.sam, optax.sgd(0.1))
+    with pytest.raises(TypeError, match="optimizer must be an Optax"):
+        samax.alternating(SAM, optax.sgd)
+    with pytest.raises(ValueError, match="one ascent step, one call, got steps=2"):
+        samax.alternating(samax.sharpness_aware(samax.normalize(), steps=2), optax.sgd(0.1))
+    tx = samax.alternating(SAM, optax.sgd(0.1))
+    with pytest.raises(ValueError, match="samax needs params"):
+        tx.update(initial(), tx.init(initial()))
+    with pytest.raises(ValueError, match="updates must be the same pytree"):
+        tx.update({"w": initial()["w"]}, tx.init(initial()), initial())
+    with pytest.raises(ValueError, match=r"one samax.alternating, and found 0"):
+        samax.eval_params(optax.sgd(0.1).init(initial()), initial())

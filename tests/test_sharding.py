@@ -1,0 +1,231 @@
+"""Every method under `jit` with sharded arrays: what one device computes, and laid out alike."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import samax
+
+INPUTS = jax.random.normal(jax.random.key(0), (8, 4))
+TARGETS = jnp.sin(INPUTS).sum(axis=1)
+RATE = 0.05
+
+needs_explicit_sharding = pytest.mark.skipif(
+    not hasattr(jax.sharding, "reshard"), reason="this version of JAX has no explicit sharding"
+)
+
+
+def initial():
+    """Two LoRA-like factors and a bias."""
+    a, b = jax.random.split(jax.random.key(1))
+    lora_a, lora_b = 0.5 * jax.random.normal(a, (4, 8)), 0.5 * jax.random.normal(b, (8, 4))
+    return {"lora_a": lora_a, "lora_b": lora_b, "bias": 0.1 * jnp.arange(4.0)}
+
+
+def loss_fn(params, x, y, layout=None):
+    """`layout` names where intermediates are, which explicit sharding wants to be told."""
+    if layout == "fully sharded":
+        params = jax.sharding.reshard(params, P())
+    if layout == "both":  # each device gathers its part of the model, as where both are in use
+        gathered = {"lora_a": P(None, "model"), "lora_b": P("model"), "bias": P()}
+        params = jax.sharding.reshard(params, gathered)
+    where = {"out_sharding": P("data")} if layout in ("tensor parallel", "both") else {}
+    hidden = jnp.tanh(x @ params["lora_a"])
+    return jnp.mean(((jnp.dot(hidden, params["lora_b"], **where) + params["bias"]).sum(1) - y) ** 2)
+
+
+# The batch is on "data"; where the parameters are:
+LAYOUTS = {
+    "data parallel": {"lora_a": P(), "lora_b": P(), "bias": P()},
+    "fully sharded": {"lora_a": P("data"), "lora_b": P("data"), "bias": P("data")},
+    "tensor parallel": {"lora_a": P(None, "model"), "lora_b": P("model"), "bias": P()},
+    "both": {"lora_a": P("data", "model"), "lora_b": P("model", "data"), "bias": P()},
+}
+
+
+def chained(transformation):
+    return optax.chain(transformation, optax.sgd(RATE, momentum=0.9))
+
+
+def balancing(method):
+    base = optax.sgd(RATE, momentum=0.9)
+    return method(base, learning_rate=RATE, alpha=0.5, groups=samax.lora_groups, track=True)
+
+
+METHODS = {
+    "sam": chained(samax.sam(0.1, track=True)),
+    "usam": chained(samax.usam(0.1)),
+    "asam": chained(samax.asam(0.5)),
+    "vasso": chained(samax.vasso(0.1, 0.5)),
+    "wsam": chained(samax.wsam(0.1)),
+    "gsam": chained(samax.gsam(0.1)),
+    "samar": chained(samax.samar(0.1)),
+    "trace_sam": chained(samax.trace_sam(0.1, track=True)),
+    "frob_sam": chained(samax.frob_sam(0.1)),
+    "det_sam": chained(samax.det_sam(0.1)),
+    "nbar": balancing(samax.nbar),
+    "obar": balancing(samax.obar),
+    "das": balancing(samax.das),
+    "alternating": samax.alternating(samax.gsam(0.1), optax.sgd(RATE, momentum=0.9)),
+    "m_sharpness": chained(samax.m_sharpness(samax.sam(0.1), 1)),
+}
+
+
+def step(method, params, state, x, y, layout=None):
+    value_fn = functools.partial(loss_fn, x=x, y=y, layout=layout)
+    value, grads = jax.value_and_grad(value_fn)(params)
+    extra = {"value": value, "value_fn": value_fn}
+    if method == "m_sharpness":
+        extra = {"value_fn": lambda p, b: loss_fn(p, *b, layout=layout), "batch": (x, y)}
+    updates, state = METHODS[method].update(grads, state, params, **extra)
+    return optax.apply_updates(params, updates), state
+
+
+def mesh_of(axis_type=None):
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    kinds = {} if axis_type is None else {"axis_types": (axis_type,) * 2}
+    return Mesh(devices, ("data", "model"), **kinds)
+
+
+def placed(mesh, layout):
+    """Parameters and batch, each where its layout says."""
+    put = lambda x, where: jax.device_put(x, NamedSharding(mesh, where))
+    params = {name: put(leaf, LAYOUTS[layout][name]) for name, leaf in initial().items()}
+    return params, put(INPUTS, P("data")), put(TARGETS, P("data"))
+
+
+def spec(leaf):
+    """Over which axis of the mesh each dimension is, for arrays and for their types."""
+    axes = tuple(getattr(leaf.sharding, "spec", ("one device",)))
+    return axes + (None,) * (leaf.ndim - len(axes))
+
+
+def misplaced(tree, params):
+    """Leaves named and shaped like a parameter that are elsewhere than it."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        shown = jax.tree_util.keystr(path)
+        for name, param in params.items():
+            alike = name in shown and leaf.shape == param.shape
+            if alike and spec(leaf) != spec(param):
+                found.append((shown, leaf.sharding))
+    return found
+
+
+@functools.cache
+def on_one_device(method):
+    params = initial()
+    state = METHODS[method].init(params)
+    return jax.device_get(jax.jit(functools.partial(step, method))(params, state, INPUTS, TARGETS))
+
+
+def assert_computed_on_one_device(method, result):
+    """Parameters, states and metrics, norms among them; in float64, where rounding is no excuse."""
+    jax.tree.map(
+        lambda got, expected: np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12),
+        jax.device_get(result),
+        on_one_device(method),
+    )
+
+
+def check_one_step(method, layout):
+    params, x, y = placed(mesh_of(), layout)
+    state = METHODS[method].init(params)
+    assert misplaced(state, params) == []
+    result = jax.jit(functools.partial(step, method))(params, state, x, y)
+    assert_computed_on_one_device(method, result)
+    assert misplaced(result, params) == []
+
+
+SLOW = {"usam", "wsam", "samar", "frob_sam", "det_sam", "obar"}  # others like them are fast
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in METHODS],
+)
+def test_sharded_over_both_axes(method, x64):
+    """Data parallel, fully sharded and tensor parallel at once."""
+    check_one_step(method, "both")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["data parallel", "fully sharded", "tensor parallel"])
+@pytest.mark.parametrize("method", METHODS)
+def test_sharded_in_one_way(method, layout, x64):
+    check_one_step(method, layout)
+
+
+@needs_explicit_sharding
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_explicit_sharding_type_checks(method, layout):
+    """And types say that states, from `init` under `jit` too, are where their parameters are."""
+    mesh = mesh_of(jax.sharding.AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        params, x, y = placed(mesh, layout)
+        state = jax.eval_shape(METHODS[method].init, params)
+        new_params, new_state = jax.eval_shape(
+            functools.partial(step, method, layout=layout),
+            params,
+            METHODS[method].init(params),
+            x,
+            y,
+        )
+    assert misplaced((state, new_state, new_params), params) == []
+    assert jax.tree.structure(state) == jax.tree.structure(new_state)
+
+
+@needs_explicit_sharding
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_explicit_sharding_computes_what_one_device_does(method, x64):
+    mesh = mesh_of(jax.sharding.AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        params, x, y = placed(mesh, "both")
+        state = jax.jit(METHODS[method].init)(params)
+        result = jax.jit(functools.partial(step, method, layout="both"))(params, state, x, y)
+    assert_computed_on_one_device(method, result)
+
+
+def samples_on(sharding, place):
+    """The direction of Frob-SAM from 8 samples, 4 at once, and the operations of one device."""
+    tx = samax.frob_sam(0.1, lam=1.0, num_samples=8, batch_size=4, sharding=sharding)
+    weights = place(jax.random.normal(jax.random.key(2), (32, 32)) / 6)
+    inputs = place(jax.random.normal(jax.random.key(3), (64, 32)))
+
+    def direction(weights, inputs, state):
+        loss = lambda w: jnp.mean(jnp.tanh(jnp.tanh(inputs @ w) @ w) ** 2)
+        value, grads = jax.value_and_grad(loss)(weights)
+        return tx.update(grads, state, weights, value=value, value_fn=loss)[0]
+
+    compiled = jax.jit(direction).lower(weights, inputs, tx.init(weights)).compile()
+    analysis = compiled.cost_analysis()
+    flops = (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
+    return jax.device_get(compiled(weights, inputs, tx.init(weights))), flops
+
+
+@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=needs_explicit_sharding)])
+def test_samples_spread_over_devices(kind):
+    """8 samples on 4 devices are 2 evaluations on each, besides the clean one; same result."""
+    axis_types = {"axis_types": (getattr(jax.sharding.AxisType, kind),)}
+    mesh = Mesh(np.array(jax.devices()[:4]), ("samples",), **axis_types)
+    everywhere = lambda x: jax.device_put(x, NamedSharding(mesh, P()))
+    spread, share = samples_on(NamedSharding(mesh, P("samples")), everywhere)
+    alone, whole = samples_on(None, lambda x: x)
+    np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5 * np.max(np.abs(alone)))
+    assert share / whole == pytest.approx(3 / 9, rel=0.1)
+
+
+def test_samples_that_devices_do_not_divide():
+    sharding = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("samples",)), P("samples"))
+    with pytest.raises(ValueError, match=r"sharding must divide the 2 samples.*batch_size"):
+        samax.trace_sam(num_samples=4, batch_size=2, sharding=sharding)
+    with pytest.raises(ValueError, match="sharding must divide the 1 samples"):
+        samax.trace_sam(num_samples=4, sharding=sharding)
