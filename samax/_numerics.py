@@ -111,7 +111,7 @@ def vary_over(axes: frozenset[str], tree: Any) -> Any:
             return leaf
         if hasattr(jax.lax, "pcast"):
             return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)
+        return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined]
 
     return jax.tree.map(cast, tree)
 
