@@ -29,3 +29,8 @@ def typed_key(key: Any) -> jax.Array:
     if typed.shape:
         raise TypeError(f"key must be one key, got an array of keys of shape {typed.shape}.")
     return typed
+
+
+def with_type(key: jax.Array, implementation: Any) -> jax.Array:
+    """The typed key of a state's, which holds a typed one or its data."""
+    return key if is_typed(key) else jax.random.wrap_key_data(key, impl=implementation)
