@@ -142,17 +142,19 @@ class TestDirection:
         assert_trees_close(updates, run_once(plain, start())[0], rtol=1e-10)
 
 
+def streamed(antithetic, **options):
+    options |= {"num_samples": 12, "measure": samax.cube(2.0), "track": True}
+    return samax.frob_sam(0.3, lam=0.2, antithetic=antithetic, **options)
+
+
+@functools.cache
+def looped(antithetic):
+    """What one sample after the other gives."""
+    updates, state = run_once(streamed(antithetic), start())
+    return updates, state.metrics
+
+
 class TestStreaming:
-    def method(self, antithetic, **options):
-        options |= {"num_samples": 12, "measure": samax.cube(2.0), "track": True}
-        return samax.frob_sam(0.3, lam=0.2, antithetic=antithetic, **options)
-
-    @functools.cache  # noqa: B019
-    def looped(self, antithetic):
-        """What one sample after the other gives."""
-        updates, state = run_once(self.method(antithetic), start())
-        return updates, state.metrics
-
     @pytest.mark.parametrize(
         "options",
         [
@@ -166,8 +168,8 @@ class TestStreaming:
     )
     @pytest.mark.parametrize("antithetic", [False, True])
     def test_how_the_samples_are_evaluated_does_not_matter(self, options, antithetic):
-        expected, metrics = self.looped(antithetic)
-        updates, state = run_once(self.method(antithetic, **options), start())
+        expected, metrics = looped(antithetic)
+        updates, state = run_once(streamed(antithetic, **options), start())
         assert_trees_close(updates, expected, rtol=2e-5)
         assert_trees_close(state.metrics, metrics, rtol=2e-5)
 
