@@ -71,14 +71,14 @@ def measure(quick: bool) -> Findings:
         plain = {name: squares(name, "USAM", 0.0, eta, short)[:, -1] for name in LOSSES}
         usam = {name: squares(name, "USAM", eta, eta, short)[:, -1] for name in LOSSES}
         loud = squares("log cosh", "USAM", _LOUD, tiny, short)[:, -1]
-        known = {
-            name: float(squares(name, "USAM", 0.05, 0.05, short)[-1]) for name in LOSSES
-        }
+        known = {name: float(squares(name, "USAM", 0.05, 0.05, short)[-1]) for name in LOSSES}
         sam = {name: squares(name, "SAM", rho, 0.05, long) for name in LOSSES}
         shown = {
             name: squares("log cosh", method, radius, 0.05, 20_000)
             for name, method, radius in (
-                ("GD", "USAM", 0.0), ("USAM", "USAM", 0.05), ("SAM", "SAM", 0.05)
+                ("GD", "USAM", 0.0),
+                ("USAM", "USAM", 0.05),
+                ("SAM", "SAM", 0.05),
             )
         }
     rates = np.array([[drift(path) for path in paths] for paths in sam.values()])

@@ -71,12 +71,12 @@ def losses(
     problems: Sensing, method: str, rho: ArrayLike, eta: float, steps: int, every: int
 ) -> np.ndarray:
     """Returns the loss along the runs from the start, of shape (radii, problems, records)."""
-    return _runs(problems, method, rho, eta, steps, every, loss)
+    return _runs(problems, method, rho, eta, steps, every, look=loss)
 
 
 def minima(problems: Sensing) -> Sensing:
     """Returns the problems with gradient descent's minima as their starts."""
-    ends = _runs(problems, "GD", [0.0], 0.1, 20_000, 20_000, lambda _, u: u)[0, :, -1]
+    ends = _runs(problems, "GD", [0.0], 0.1, 20_000, 20_000, look=lambda _, u: u)[0, :, -1]
     return problems._replace(start=ends)
 
 
@@ -92,7 +92,7 @@ def walks(
     def look(problem: Sensing, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.linalg.norm(u - problem.start), jnp.trace(hessian(problem, u))
 
-    return _runs(problems, method, rho, eta, steps, every, look)
+    return _runs(problems, method, rho, eta, steps, every, look=look)
 
 
 def measure(quick: bool) -> Findings:
@@ -228,6 +228,7 @@ def _runs(
     eta: float,
     steps: int,
     every: int,
+    *,
     look: Callable[[Sensing, jax.Array], Any],
 ) -> Any:
     def run(rho: jax.Array, problem: Sensing) -> Any:
