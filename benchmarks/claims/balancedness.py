@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 import samax
 from benchmarks.balance_toys_problems import (
@@ -43,14 +42,14 @@ START = 0.56  # |B| at the start of both toys
 _SECONDS = 10  # the papers' 1e5 steps of 1e-4
 
 
-def law(toy: Toy, cores: Cores, rho: ArrayLike) -> jax.Array:
+def law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
     """SAM's dB/dt to first order: rho (gamma_x - gamma_y) / sqrt(gamma_x + gamma_y)."""
     grads = jax.grad(_loss(toy))(cores)
     gamma_x, gamma_y = (jnp.sum(grads[name] ** 2) for name in "xy")
     return rho * (gamma_x - gamma_y) / jnp.sqrt(gamma_x + gamma_y)
 
 
-def product_law(toy: Toy, cores: Cores, rho: ArrayLike) -> jax.Array:
+def product_law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
     """The same for OP, a loss of x^T y: -2 rho |f'| B / sqrt(||x||^2 + ||y||^2)."""
     slope = 2 * (cores["x"] @ cores["y"] - toy.target)
     balance = samax.balancedness(cores, toy.groups)["cores"]
@@ -102,7 +101,7 @@ def measure(quick: bool) -> Findings:
     steps = round(_SECONDS / eta)
     every = steps // 1000
     seeds = 4
-    pace = {"learning_rate": eta, "steps": steps}
+    pace: dict[str, Any] = {"learning_rate": eta, "steps": steps}
     levels = (0.0, 0.5, 1.0, 2.0) if quick else (0.0, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 1.5, 2.0)
     nop_toy = nop()._replace(levels=levels, **pace)
     op_toy = op()._replace(levels=(0.0,), **pace)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 import samax
 from benchmarks.balance_toys_problems import Cores, Toy, float64, toys, trajectories
@@ -25,14 +24,14 @@ _REFERENCE = {0.5: 1.373, 1.0: 0.895, 1.5: 0.533, 2.0: 0.282}  # SAM's Q, measur
 _RHO = 1e-3  # for the law at many points
 
 
-def law(toy: Toy, cores: Cores, rho: ArrayLike) -> jax.Array:
+def law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
     """SAM's dQ/dt to first order: 4 rho u K Cov(||G||^2, gamma)."""
     grads = jax.grad(_loss(toy))(cores)
     covariance = samax.gradient_covariance(cores, grads, toy.groups)["cores"]
     return 4 * rho / optax.tree.norm(grads) * len(cores) * covariance
 
 
-def rate(method: str, toy: Toy, cores: Cores, rho: ArrayLike) -> jax.Array:
+def rate(method: str, toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
     """dQ/dt of SAM, or of DAS with alpha = rho."""
     sgd = optax.sgd(1.0)
     tx = (
@@ -77,14 +76,14 @@ def measure(quick: bool) -> Findings:
     """Measures the claims."""
     eta, steps, seeds = (1e-2, 5_000, 1) if quick else (1e-3, 50_000, 4)
     levels = (1.0,) if quick else (0.5, 1.0, 1.5, 2.0)
-    pace = {"learning_rate": eta, "steps": steps, "levels": levels}
+    pace: dict[str, Any] = {"learning_rate": eta, "steps": steps, "levels": levels}
     large = toys()[CASES["large"]]
     with float64():
         radii = np.geomspace(1e-3, 1e-2, 7)
         errors = {name: law_errors(name, large, radii) for name in ("SAM", "DAS")}
         drawn = random_cores(large, 300)
 
-        def both(cores: Cores, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def both(cores: Cores, target: Any) -> tuple[jax.Array, jax.Array]:
             toy = large._replace(target=target)
             return law(toy, cores, _RHO) / _RHO, rate("SAM", toy, cores, _RHO) / _RHO
 

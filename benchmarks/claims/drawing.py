@@ -35,9 +35,10 @@ def predicted(axis: Axes, x: ArrayLike, y: ArrayLike) -> None:
     axis.plot(np.asarray(x, float), np.asarray(y, float), color=BLACK, ls=(0, (4, 2.5)), lw=1.3)
 
 
-def note(axis: Axes, text: str, place: tuple[float, float], **style: Any) -> None:
+def note(axis: Axes, text: str, place: Any, **style: Any) -> None:
     """Writes beside the lines, at a place in the units of the data."""
-    axis.annotate(text, place, **{"color": BLACK, "fontsize": 9.5} | style)
+    options: dict[str, Any] = {"color": BLACK, "fontsize": 9.5} | style
+    axis.annotate(text, place, **options)
 
 
 def write(draw: Callable[[dict[str, Any]], Figure], series: dict[str, Any], path: Path) -> None:

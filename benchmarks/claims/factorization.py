@@ -140,7 +140,7 @@ def draw(series: dict[str, Any]) -> Figure:
     figure, (left, middle, right) = panels(
         "Two numbers to multiply to zero: SAM goes to the origin, USAM stops short or diverges"
     )
-    limits = np.array([-2.6, 2.6])
+    limits = (-2.6, 2.6)
     x, y = np.meshgrid(np.linspace(*limits, 200), np.linspace(*limits, 200))
     left.contour(x, y, 0.5 * (x * y) ** 2, np.geomspace(0.05, 20, 7), colors="0.85", linewidths=0.8)
     for name in ("USAM", "GD", "SAM"):

@@ -40,9 +40,9 @@ class Sensing(NamedTuple):
         start: Where U starts, of shape (size, size), so that the model U U^T can have any rank.
     """
 
-    matrices: ArrayLike
-    values: ArrayLike
-    start: ArrayLike
+    matrices: Any
+    values: Any
+    start: Any
 
 
 def problem(seed: int) -> Sensing:

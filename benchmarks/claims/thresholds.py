@@ -48,12 +48,8 @@ def tail_radius(rho: ArrayLike, eta: ArrayLike) -> np.ndarray:
 
 def norms(method: str, rho: ArrayLike, eta: ArrayLike, steps: int) -> np.ndarray:
     """Returns ||w|| at the start, halfway and at the end, by pair of rho and eta."""
-
-    def run(rho: jax.Array, eta: jax.Array) -> jax.Array:
-        tx = optax.chain(METHODS[method](rho), optax.sgd(eta))
-        return descend(tx, loss, np.ones(10), steps, steps // 2, jnp.linalg.norm)
-
-    return np.asarray(_over_pairs(run)(*np.broadcast_arrays(rho, eta)))
+    pairs = np.broadcast_arrays(np.asarray(rho, float), np.asarray(eta, float))
+    return np.asarray(_norms(*pairs, method=method, steps=steps))
 
 
 def threshold(method: str, rho: np.ndarray, steps: int) -> np.ndarray:
@@ -191,8 +187,13 @@ def draw(series: dict[str, Any]) -> Figure:
     return figure
 
 
-def _over_pairs(run: Callable[[jax.Array, jax.Array], jax.Array]) -> Any:
-    return jax.jit(jnp.vectorize(run, signature="(),()->(n)"))
+@partial(jax.jit, static_argnames=("method", "steps"))
+def _norms(rho: jax.Array, eta: jax.Array, *, method: str, steps: int) -> jax.Array:
+    def run(rho: jax.Array, eta: jax.Array) -> jax.Array:
+        tx = optax.chain(METHODS[method](rho), optax.sgd(eta))
+        return descend(tx, loss, np.ones(10), steps, steps // 2, jnp.linalg.norm)
+
+    return jnp.vectorize(run, signature="(),()->(n)")(rho, eta)
 
 
 def _all(norms: np.ndarray, below: bool) -> bool:

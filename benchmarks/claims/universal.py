@@ -33,6 +33,7 @@ from benchmarks.claims.universal_problems import (
     SHARP,
     bias,
     det_ends,
+    det_overflows,
     det_slope,
     exact,
     frob_law,
@@ -75,8 +76,8 @@ def measure(quick: bool) -> Findings:
         h = np.array([1.0, 4.0])
         det_slopes = det_slope(2 / h * np.array([[0.5], [1.5]]), h)
         weights = np.array([0.3, 3.0] if quick else [0.1, 0.3, 1.0, 3.0, 10.0])[:, None]
-        pairs = np.broadcast_arrays(weights, np.array([2.0, 4.0]))
-        steps_found = frob_threshold(*pairs, 64 if quick else 256, 8 if quick else 10)
+        lams, curvatures = np.broadcast_arrays(weights, np.array([2.0, 4.0]))
+        steps_found = frob_threshold(lams, curvatures, 64 if quick else 256, 8 if quick else 10)
         overflows = (det_overflows(log=False), det_overflows(log=True))
         on, off = on_and_off()
         symmetric = samax.scaled_by_params(samax.gaussian)
@@ -86,7 +87,7 @@ def measure(quick: bool) -> Findings:
     near = {name: found[name][unit] / wanted[name][unit] for name in found}
     slopes = {name: slope(radii, error) for name, error in errors.items()}
     ends = {name: float(path[-20:].mean()) for name, path in paths.items()}
-    ratio = steps_found / frob_law(*pairs)
+    ratio = steps_found / frob_law(lams, curvatures)
     det_ratio = found["lebesgue"] / wanted["lebesgue"][unit]
     small, large = lam < 0.5, lam > 0.5
     claims = [

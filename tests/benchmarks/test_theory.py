@@ -1,0 +1,148 @@
+import csv
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import theory
+from benchmarks.balance_toys_problems import float64
+from benchmarks.claims import balancedness, neuron, sensing, thresholds
+from benchmarks.claims.common import (
+    Claim,
+    Findings,
+    as_json,
+    bisect,
+    descend,
+    flow_rate,
+    listed,
+    slope,
+    spread,
+)
+
+
+class TestCommon:
+    def test_descend_records_the_start_and_every_so_many_steps(self):
+        with float64():
+            path = descend(optax.sgd(0.1), lambda w: 0.5 * jnp.sum(w**2), np.ones(2), 6, 3)
+            assert path.dtype == np.float64
+        np.testing.assert_allclose(path[:, 0], [1, 0.9**3, 0.9**6])
+
+    def test_records_divide_the_steps(self):
+        with pytest.raises(ValueError, match="multiple of every=4, and are 6"):
+            descend(optax.sgd(0.1), jnp.sum, jnp.ones(2), 6, 4)
+
+    def test_bisect(self):
+        found = bisect(lambda x: x < np.array([0.3, 0.7]), [0.0, 0.0], [1.0, 1.0], 20)
+        np.testing.assert_allclose(found, [0.3, 0.7], atol=1e-6)
+
+    def test_flow_rate_is_that_of_gradient_descent(self):
+        loss = lambda w: 0.5 * jnp.sum(w**2)
+        rate = flow_rate(optax.sgd(1.0), loss, jnp.array([3.0, 4.0]), loss)
+        assert float(rate) == pytest.approx(-25.0)
+
+    def test_slope_and_texts(self):
+        assert slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+        assert spread([2.0, 1.0]) == "1 to 2"
+        assert spread([1.0001, 1.0002]) == "1"
+        assert listed([1.0, 2.5]) == "1, 2.5"
+        assert as_json(a=[1 / 3, np.nan])["a"][0] == 0.333333
+
+
+def test_the_predictions():
+    """What the theory says, at points that can be worked out by hand."""
+    np.testing.assert_allclose(thresholds.usam_threshold([0.0, 0.1]), [0.2, 0.1])
+    assert thresholds.tail_radius(0.1, 0.1) == pytest.approx(0.1)
+    assert neuron.usam_stop(0, 0.05) == pytest.approx(40)
+    assert neuron.usam_stop(0.05, 0.05) == pytest.approx(20)
+    assert neuron.usam_stop(0, 0.001) == neuron.GAP
+    problem = sensing.problem(0)
+    zero = sensing.loss(problem._replace(values=np.zeros(20)), jnp.zeros((10, 10)))
+    assert float(zero) == 0
+    toy = balancedness.op()
+    with float64():
+        here = [form(toy, toy.start, 0.1) for form in (balancedness.law, balancedness.product_law)]
+    assert float(here[0]) == pytest.approx(float(here[1]), rel=1e-12)  # -|f'| (x^2 - y^2) u
+
+
+# The longest of these take most of the file's time: each runs its topic once.
+@pytest.mark.parametrize("topic", list(theory.TOPICS))
+def test_the_claims_hold_on_shortened_runs(topic, tmp_path):
+    """The acceptance figures of the methods' reference, and the figure."""
+    record = theory.run(topic, tmp_path, quick=True)
+    failed = [claim for claim in record["claims"] if not claim["holds"]]
+    assert not failed
+    assert len(record["claims"]) >= 4
+    assert any(claim["outside"] for claim in record["claims"]) or topic == "thresholds"
+    assert (tmp_path / f"{topic}.png").read_bytes().startswith(b"\x89PNG")
+
+
+class TestCommand:
+    @pytest.fixture
+    def runs(self, monkeypatch):
+        """A topic that costs nothing; the returned list has an entry a measurement."""
+        runs = []
+
+        def measure(quick):
+            runs.append(quick)
+            claims = [
+                Claim("|x| is 1", "here", "1 within 1 %", "1.001", True),
+                Claim("y is 1", "there", "1", "2", False, outside=True),
+            ]
+            return Findings(claims, as_json(y=[1.0, np.inf]))
+
+        def draw(series):
+            figure, axes = theory.drawing.panels("A claim")
+            axes[0].plot(np.array(series["y"], float))
+            return figure
+
+        topic = theory.Topic("A topic", measure, draw)
+        monkeypatch.setattr(theory, "TOPICS", {"first": topic, "second": topic})
+        return runs
+
+    def test_writes_what_it_found_whether_it_holds_or_not(self, tmp_path, runs, capsys):
+        assert theory.main(["second", "--out", str(tmp_path)]) == 0
+        assert runs == [False]
+        record = json.loads((tmp_path / "second.json").read_text())
+        assert record["series"] == {"y": [1.0, None]}
+        assert {"jax", "optax", "samax"} <= record["versions"].keys()
+        assert record["cpu_seconds"] >= 0
+        with (tmp_path / "claims.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["holds"] for row in rows] == ["True", "False"]
+        summary = (tmp_path / "summary.md").read_text()
+        captured = capsys.readouterr()
+        assert summary in captured.out
+        assert "1 of 2 claims hold" in summary
+        assert r"\|x\| is 1" in summary
+        assert "*Outside:* y is 1" in summary
+        assert "**no**" in summary
+        assert "second: 1 of 2 claims hold" in captured.err
+
+    def test_continues_with_the_topics_that_are_missing(self, tmp_path, runs, capsys):
+        assert theory.main(["first", "--quick", "--out", str(tmp_path)]) == 0
+        assert theory.main(["all", "--quick", "--out", str(tmp_path)]) == 0
+        assert runs == [True, True]  # the first is not measured again
+        assert "2 of 4 claims hold; shortened runs" in (tmp_path / "summary.md").read_text()
+
+    def test_does_not_mix_shortened_and_full_runs(self, tmp_path, runs, capsys):
+        assert theory.main(["first", "--quick", "--out", str(tmp_path)]) == 0
+        assert theory.main(["first", "--out", str(tmp_path)]) == 2
+        assert "quick=True there but False now" in capsys.readouterr().err
+
+    def test_an_interruption_keeps_what_is_finished(self, tmp_path, runs, capsys, monkeypatch):
+        def stop(quick):
+            raise KeyboardInterrupt
+
+        second = theory.TOPICS["second"]._replace(measure=stop)
+        monkeypatch.setitem(theory.TOPICS, "second", second)
+        assert theory.main(["--out", str(tmp_path)]) == 130
+        assert (tmp_path / "first.json").exists()
+        assert (tmp_path / "summary.md").exists()
+        assert "Every finished topic is saved" in capsys.readouterr().err
+
+    def test_refuses_unknown_topics(self, capsys):
+        with pytest.raises(SystemExit):
+            theory.main(["nothing"])
+        assert "invalid choice: 'nothing'" in capsys.readouterr().err
