@@ -2,6 +2,7 @@
 
     python -m benchmarks.cifar
     python -m benchmarks.cifar --data path/to/cifar10 --model resnet18 --methods sgd,sgd@2,sam,samar
+    python -m benchmarks.cifar --distributed --model resnet18  # in every process of a cluster
 
 The results go to `--out`: one JSON record a run, a CSV, a table and figures. A run that was
 interrupted continues when the command is repeated; a finished one is not repeated.
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import data, report
+from benchmarks import data, distributed, report
 from benchmarks.experiment import Comparison, Settings
 from benchmarks.methods import METHODS, MethodSpec, parse_methods
 from benchmarks.models import MODELS
@@ -30,8 +31,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--label-noise", type=float, default=0.0, help="the share of training labels made wrong"
     )
+    distributed.add_arguments(parser)
     arguments = parser.parse_args(argv)
     check_arguments(arguments)
+    distributed.check_arguments(arguments)
     return arguments
 
 
@@ -107,13 +110,17 @@ def settings(arguments: argparse.Namespace, dataset: data.Dataset) -> Settings:
     )
 
 
-def compare(arguments: argparse.Namespace, specs: list[MethodSpec]) -> None:
+def compare(
+    arguments: argparse.Namespace, specs: list[MethodSpec], cluster: distributed.Cluster | None
+) -> None:
     """Runs every method with every seed, writes the report and prints its tables."""
     dataset = load(arguments)
     folder = arguments.out or Path("runs") / f"{dataset.name}-{arguments.model}"
-    run_all([Comparison(dataset, settings(arguments, dataset), folder)], arguments, specs)
-    print(report.write(folder))
-    print(f"Results and figures: {folder}")
+    comparison = Comparison(dataset, settings(arguments, dataset), folder, cluster)
+    run_all([comparison], arguments, specs)
+    if cluster is None or cluster.writes:
+        print(report.write(folder))
+        print(f"Results and figures: {folder}")
 
 
 def run_all(
@@ -136,9 +143,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         arguments = parse_arguments(argv)
-        compare(arguments, parse_methods(arguments.methods))
+        specs = parse_methods(arguments.methods)
+        with distributed.session(arguments) as cluster:
+            compare(arguments, specs, cluster)
 
-    return run_command("benchmarks.cifar", command, argv)
+    return distributed.leave(run_command("benchmarks.cifar", command, argv))
 
 
 def run_command(
@@ -158,7 +167,7 @@ def run_command(
             file=sys.stderr,
         )
         return 130
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

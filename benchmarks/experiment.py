@@ -20,6 +20,7 @@ import samax
 from benchmarks import models, records
 from benchmarks.checkpoints import Checkpoints, save_model
 from benchmarks.data import Dataset, corrupt_labels
+from benchmarks.distributed import Cluster, DistributedTrainer
 from benchmarks.methods import MethodSpec, parse_method
 from benchmarks.progress import Progress
 from benchmarks.training import Recipe, Trainer, TrainState
@@ -47,17 +48,24 @@ class Settings(NamedTuple):
 class Comparison:
     """Runs methods and seeds on one data set; programs and device data are shared between seeds."""
 
-    def __init__(self, dataset: Dataset, settings: Settings, folder: Path):
+    def __init__(
+        self, dataset: Dataset, settings: Settings, folder: Path, cluster: Cluster | None = None
+    ):
         """Puts the data on the device.
 
         Args:
             dataset: The images to train and test on, already cut to size.
             settings: What all runs have in common.
             folder: Where records and checkpoints go.
+            cluster: The devices to train on; None for this process's first.
 
         Raises:
-            ValueError: The folder holds records of another comparison.
+            ValueError: The folder holds records of another comparison, or the devices of the
+                cluster cannot share a batch.
         """
+        if cluster is not None:
+            cluster.check_batch_size(settings.batch_size)
+        self._cluster = cluster
         self._dataset = dataset
         self._settings = settings
         self._folder = folder
@@ -69,16 +77,11 @@ class Comparison:
         count = min(len(dataset.train_labels), len(dataset.test_labels))
         rng = np.random.default_rng(0)
         self._sample = np.sort(rng.permutation(len(dataset.train_labels))[:count])
-        self._train_images, self._sample_images, self._test_images, self._test_labels = (
-            jax.device_put(
-                (
-                    dataset.train_images,
-                    dataset.train_images[self._sample],
-                    dataset.test_images,
-                    dataset.test_labels,
-                )
-            )
+        self._sample_images, self._test_images, self._test_labels = self._put(
+            (dataset.train_images[self._sample], dataset.test_images, dataset.test_labels)
         )
+        # A cluster's trainer lays the batches out anew each epoch.
+        self._train_images = dataset.train_images if cluster else self._put(dataset.train_images)
 
     def with_label_noise(self, label_noise: float, folder: Path) -> Comparison:
         """Returns the comparison with another label noise; programs and device data are shared.
@@ -143,6 +146,8 @@ class Comparison:
         path = self._folder / "runs" / f"{name}.json"
         work = spec.gradients
         finished = records.read_finished(path, config)
+        if self._cluster is not None:
+            self._cluster.check_agreement([config, finished is not None], "what is to be trained")
         if finished is not None:
             progress.skip(work * config["epochs"] * spec.epoch_factor)
             return finished
@@ -151,6 +156,7 @@ class Comparison:
         ) as checkpoints:
             state, record = self._train(spec, config, checkpoints, progress)
             save_model(model_folder(path), (state.params, state.model_state))
+        if self._cluster is None or self._cluster.writes:
             records.write_record(path, record)
             checkpoints.delete()
         return record
@@ -174,10 +180,12 @@ class Comparison:
         train_labels = corrupt_labels(
             self._dataset.train_labels, config["label_noise"], config["num_classes"], seed
         )
-        labels = jnp.asarray(train_labels)
-        sample_labels = jnp.asarray(train_labels[self._sample])
+        labels = train_labels if self._cluster else self._put(train_labels)
+        sample_labels = self._put(train_labels[self._sample])
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
         first = len(history["epochs"])
+        if self._cluster is not None:
+            self._cluster.check_agreement(first, "the last checkpoint")
         progress.start(f"{spec.label} seed {seed}", epochs, spec.gradients, first)
         trainer.compile(state, self._train_images, labels)
         for epoch in range(first, epochs):
@@ -217,6 +225,10 @@ class Comparison:
         }
         return state, record
 
+    def _put(self, tree: Any) -> Any:
+        """Puts arrays on the device, or on all of the cluster's."""
+        return jax.device_put(tree) if self._cluster is None else self._cluster.replicate(tree)
+
     def _norm_deviation(self, params: nnx.State) -> dict[str, float]:
         """Returns the norm deviation Q of each tensorized layer; empty where there is none."""
         if self._groups is None:
@@ -234,11 +246,14 @@ class Comparison:
 
     def _trainer(self, spec: MethodSpec) -> Trainer:
         if spec.label not in self._trainers:
-            settings, data = self._settings, self._dataset
-            self._trainers[spec.label] = Trainer(
+            settings, data, cluster = self._settings, self._dataset, self._cluster
+            parts = (
                 lambda seed: build_model(settings, data, seed),
                 self.optimizer(spec),
                 make_recipe(settings, data),
+            )
+            self._trainers[spec.label] = (
+                Trainer(*parts) if cluster is None else DistributedTrainer(*parts, cluster)
             )
         return self._trainers[spec.label]
 

@@ -54,7 +54,7 @@ class EpochData(NamedTuple):
 
     images: jax.Array  # uint8, (n, height, width, channels)
     labels: jax.Array  # int32, (n,)
-    order: jax.Array  # a permutation of the images
+    order: jax.Array  # the images that each step takes, one after the other
     key: jax.Array  # the augmentations' key, from which each step's is folded
 
 
@@ -91,6 +91,7 @@ class Trainer:
         tx: optax.GradientTransformation,
         recipe: Recipe,
         scan: bool | None = None,
+        out_shardings: Any = None,
     ):
         """Builds the model once for its structure; programs are compiled when first needed.
 
@@ -99,6 +100,7 @@ class Trainer:
             tx: The optimizer; its `update` receives `value` and `value_fn`.
             recipe: Batching, augmentation and loss.
             scan: Whether an epoch is one program; by default everywhere but on CPU.
+            out_shardings: Where what the programs return lies; None leaves it to JAX.
         """
         self._build_model = build_model
         self._tx = optax.with_extra_args_support(tx)
@@ -110,7 +112,10 @@ class Trainer:
         model.eval()
         self._eval_graph = nnx.graphdef(model)
         self._permutation = jax.jit(jax.random.permutation, static_argnums=1)
-        self._evaluate_jit = jax.jit(self._evaluate_all if self._scan else self._evaluate_batch)
+        self._out_shardings = out_shardings
+        self._evaluate_jit = jax.jit(
+            self._evaluate_all if self._scan else self._evaluate_batch, out_shardings=out_shardings
+        )
         self._program: Callable | None = None
         self.compile_seconds = 0.0
 
@@ -147,7 +152,8 @@ class Trainer:
         program = self.compile(state, images, labels)
         steps = len(images) // self._recipe.batch_size
         order_key, key = jax.random.split(key)
-        data = EpochData(images, labels, self._permutation(order_key, len(images)), key)
+        order = self._permutation(order_key, len(images))
+        data = self._epoch_data(images, labels, order, key)
         if self._scan:
             state, metrics = program(state, data)
             metrics = jax.device_get(metrics)
@@ -183,9 +189,10 @@ class Trainer:
         if self._program is None:
             start = time.perf_counter()
             _, key = jax.random.split(jax.random.key(0))
-            data = EpochData(images, labels, self._permutation(key, len(images)), key)
+            data = self._epoch_data(images, labels, self._permutation(key, len(images)), key)
             function, index = (self._epoch, ()) if self._scan else (self._step, (np.int32(0),))
-            self._program = jax.jit(function, donate_argnums=0).lower(state, data, *index).compile()
+            program = jax.jit(function, donate_argnums=0, out_shardings=self._out_shardings)
+            self._program = program.lower(state, data, *index).compile()
             self.compile_seconds = time.perf_counter() - start
         return self._program
 
@@ -193,18 +200,27 @@ class Trainer:
         def body(state: TrainState, index: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
             return self._step(state, data, index)
 
-        return jax.lax.scan(body, state, jnp.arange(len(data.images) // self._recipe.batch_size))
+        return jax.lax.scan(body, state, jnp.arange(data.order.size // self._recipe.batch_size))
+
+    def _epoch_data(self, images: Any, labels: Any, order: jax.Array, key: jax.Array) -> EpochData:
+        return EpochData(images, labels, order, key)
+
+    def _batch(self, data: EpochData, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = self._recipe.batch_size
+        chosen = jax.lax.dynamic_slice_in_dim(data.order, index * size, size)
+        return data.images[chosen], data.labels[chosen]
+
+    def _spread(self, rows: jax.Array) -> jax.Array:
+        return rows
 
     def _step(
         self, state: TrainState, data: EpochData, index: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         recipe = self._recipe
-        size = recipe.batch_size
-        chosen = jax.lax.dynamic_slice_in_dim(data.order, index * size, size)
+        images, targets = self._batch(data, index)
         key = jax.random.fold_in(data.key, index)
-        batch = random_crop_flip(key, data.images[chosen], flip=recipe.flip)
+        batch = random_crop_flip(key, images, flip=recipe.flip)
         batch = normalize(batch, recipe.mean, recipe.std, recipe.dtype)
-        targets = data.labels[chosen]
 
         def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
             model = nnx.merge(self._train_graph, params, state.model_state, copy=True)
@@ -242,7 +258,7 @@ class Trainer:
         labels: jax.Array,
         start: jax.Array,
     ) -> dict[str, jax.Array]:
-        positions = start + jnp.arange(_EVALUATION_BATCH)
+        positions = self._spread(start + jnp.arange(_EVALUATION_BATCH))
         counts = positions < len(images)  # the last batch is filled up with the last image
         chosen = jnp.minimum(positions, len(images) - 1)
         model = nnx.merge(self._eval_graph, params, model_state, copy=True)
