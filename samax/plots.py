@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 
 def plot_line(
@@ -32,23 +33,26 @@ def plot_surface(
     y: jax.typing.ArrayLike,
     losses: jax.typing.ArrayLike,
     *,
-    levels: int = 15,
+    levels: int | ArrayLike = 15,
 ) -> None:
     """Draws contours of the loss over a plane, as `samax.loss_surface` returns it.
 
-    The levels are spaced logarithmically where all losses are positive.
+    A number of levels is spaced logarithmically where all losses are positive.
 
     Args:
       axes: where.
       x: of shape (n,).
       y: of shape (m,).
       losses: of shape (m, n).
-      levels: the number of contours.
+      levels: the number of contours, or their values, the same for surfaces to be compared.
     """
     values = np.asarray(losses)
-    low, high = values.min(), values.max()
-    spaced = np.geomspace(low, high, levels) if low > 0 else np.linspace(low, high, levels)
-    contours = axes.contour(np.asarray(x), np.asarray(y), values, levels=spaced, cmap="viridis")
+    if isinstance(levels, int):
+        low, high = values.min(), values.max()
+        levels = np.geomspace(low, high, levels) if low > 0 else np.linspace(low, high, levels)
+    contours = axes.contour(
+        np.asarray(x), np.asarray(y), values, levels=np.asarray(levels), cmap="viridis"
+    )
     axes.clabel(contours, np.asarray(contours.levels)[::3], fontsize=7, fmt="%.3g")
     axes.plot([0.0], [0.0], marker="x", color="black")
     axes.set_xlabel("distance along the first direction")
