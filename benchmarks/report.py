@@ -245,10 +245,12 @@ def _epoch_seconds(seeds: dict[int, Record]) -> float:
     return float(np.median(times))
 
 
-def main(argv: list[str] | None = None) -> int:
+def run_command(
+    module: str, description: str | None, write: Callable[[Path], str], argv: list[str] | None
+) -> int:
     """Regenerates the reports of the folders named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="an --out folder")
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="with runs/*.json")
     try:
         for folder in parser.parse_args(argv).folders:
             print(write(folder))
@@ -256,6 +258,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command("benchmarks.report", __doc__, write, argv)
 
 
 if __name__ == "__main__":

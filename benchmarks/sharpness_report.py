@@ -1,10 +1,14 @@
-"""Tables and figures of `benchmarks.sharpness`, made from its JSON records alone."""
+"""Tables and figures of `benchmarks.sharpness`, made from its JSON records alone.
+
+python -m benchmarks.sharpness_report DIR [DIR ...]
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +20,15 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from benchmarks import report
-from benchmarks.figures import STYLE, draw_seeds, palette
+from benchmarks.figures import STYLE, band, draw_seeds, legend, palette
 from benchmarks.records import Record, Runs, read_comparison, write_text
-from benchmarks.sharpness_measures import ADAPTIVE_RHO, ASCENT_STEPS, AVERAGE_RHO, RHO
+from benchmarks.sharpness_measures import (
+    ADAPTIVE_RHO,
+    ASCENT_STEPS,
+    AVERAGE_RHO,
+    EIGENVALUES,
+    RHO,
+)
 from benchmarks.tables import markdown_table, spread
 
 BASELINE = report.BASELINE
@@ -205,7 +215,7 @@ def _measures(runs: Runs) -> Figure:
     for axis, column in zip(grid.flat, columns, strict=True):
         for row, (label, seeds) in enumerate(runs.items()):
             values = np.array([column.read(record["measures"]) for record in seeds.values()])
-            draw_seeds(axis, row, values, colours[label])
+            draw_seeds(axis, row, values, colours[label], number=".3g")
             if label == BASELINE:
                 axis.axvline(values.mean(), color="0.6", lw=1, ls=":")
         axis.set_xlabel(column.title)
@@ -217,33 +227,39 @@ def _measures(runs: Runs) -> Figure:
 
 
 def _spectrum(runs: Runs) -> Figure:
-    """The Hessian's spectral density of each method, the mean over its seeds."""
+    """The largest eigenvalues of each method's Hessians, and their spectral density."""
     colours = palette(runs)
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    largest, density = figure.subplots(1, 2, width_ratios=(2, 3))
     every = [made["measures"]["density"] for seeds in runs.values() for made in seeds.values()]
     low, high = (bound([node for d in every for node in d["nodes"]]) for bound in (min, max))
     width = (high - low) / 100
     grid = np.linspace(low - 4 * width, high + 4 * width, 600)
     for label, seeds in runs.items():
+        top = np.array([made["measures"]["top_eigenvalues"]["values"] for made in seeds.values()])
+        band(largest, np.arange(1, top.shape[1] + 1), top, label, colours[label])
         densities = [made["measures"]["density"] for made in seeds.values()]
         curves = [
             norm.pdf(grid[:, None], np.array(d["nodes"]), width) @ np.array(d["weights"])
             for d in densities
         ]
-        axis.semilogy(grid, np.mean(curves, axis=0), color=colours[label], label=label)
+        density.semilogy(grid, np.mean(curves, axis=0), color=colours[label], label=label)
+    largest.set_xticks(range(1, EIGENVALUES + 1))
+    largest.set_xlabel("rank of the eigenvalue (line and band: mean ± standard deviation)")
+    largest.set_ylabel("eigenvalue of the Hessian")
     parameters = next(iter(next(iter(runs.values())).values()))["parameters"]
-    axis.set_ylim(bottom=0.1 / parameters / width)  # below it is less than one eigenvalue
-    axis.set_xlabel("eigenvalue of the Hessian")
-    axis.set_ylabel("density (mean over seeds)")
-    axis.legend()
+    # From less than one eigenvalue to all of them.
+    density.set_ylim(0.1 / parameters / width, 1 / width)
+    density.set_xlabel("eigenvalue of the Hessian")
+    density.set_ylabel("density (mean over seeds)")
+    legend(figure, density)
     return figure
 
 
 def _landscape(runs: Runs) -> Figure:
     """The loss along a random filter-normalized direction and along the top eigenvector."""
     colours = palette(runs)
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)
     panels = (
         ("random", "distance along a random direction (norms of the filters)"),
@@ -257,5 +273,14 @@ def _landscape(runs: Runs) -> Figure:
             axis.plot(distances, rises.mean(0), color=colours[method], label=method)
         axis.set_xlabel(label)
         axis.set_ylabel("rise of the training loss (nats, mean over seeds)")
-    axes[0].legend()
+    legend(figure, axes[0])
     return figure
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return report.run_command("benchmarks.sharpness_report", __doc__, write, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
