@@ -205,8 +205,10 @@ def draw(series: dict[str, Any]) -> Figure:
     middle.axvline(0, color=GREY, lw=0.8)
     middle.plot(expected, rates, "o", color=BLUE, ms=4, alpha=0.35, mew=0)
     predicted(middle, ends, ends)
-    note(middle, "core norms\ndrift apart", (0.04, 0.75), xycoords="axes fraction", color=ORANGE)
-    note(middle, "core norms\ncome together", (0.6, 0.12), xycoords="axes fraction", color=GREEN)
+    note(middle, "$Q$ rises", (0.04, 0.94), xycoords="axes fraction", color=ORANGE)
+    note(middle, "$Q$ falls", (0.04, 0.8), xycoords="axes fraction", color=GREEN)
+    middle.set_ylim(1.15 * ends[0], -0.15 * ends[0])
+    middle.locator_params(nbins=6)
     middle.set(xlabel=r"law: $4uK\,\mathrm{Cov}$", ylabel=r"SAM: $(dQ/dt)\,/\,\rho$")
     middle.set_title("300 random triples of cores, noisy samples")
 

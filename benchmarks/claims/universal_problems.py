@@ -142,14 +142,14 @@ def det_overflows(log: bool) -> bool:
     return not np.isfinite(bias(tx, 0.01, 10_000, 10_000)[-1])
 
 
-def det_slope(lam: ArrayLike, curvature: ArrayLike) -> np.ndarray:
+def det_slope(lam: ArrayLike, curvature: ArrayLike, samples: int = 200_000) -> np.ndarray:
     """Returns Det-SAM's direction beside the gradient, close to the minimum of a parabola.
 
     Off the minimum D has the term g v / rho, and the mean of R over Gaussian samples is R(0)
     exp(-g^2 / (4 rho^2 (1 + h / 2))) with R(0) = 1 + h / 2: it rewards the gradient. The direction
     is (1 - lambda h / 2) g, which points away from the minimum if lambda > 2 / h.
     """
-    options: dict[str, Any] = {"num_samples": 200_000, "batch_size": 20_000}
+    options: dict[str, Any] = {"num_samples": samples, "batch_size": samples // 10}
     point = jnp.full(1, 0.01)  # times rho
 
     def one(lam: jax.Array, curvature: jax.Array) -> jax.Array:

@@ -8,7 +8,14 @@ import pytest
 
 from benchmarks import theory
 from benchmarks.balance_toys_problems import float64
-from benchmarks.claims import balancedness, neuron, sensing, thresholds
+from benchmarks.claims import (
+    balancedness,
+    deviation,
+    neuron,
+    sensing,
+    thresholds,
+    universal_problems,
+)
 from benchmarks.claims.common import (
     Claim,
     Findings,
@@ -66,8 +73,55 @@ def test_the_predictions():
     assert float(here[0]) == pytest.approx(float(here[1]), rel=1e-12)  # -|f'| (x^2 - y^2) u
 
 
-# The longest of these take most of the file's time: each runs its topic once.
-@pytest.mark.parametrize("topic", list(theory.TOPICS))
+class TestLaws:
+    """The acceptance figures of the longer topics that take little time."""
+
+    def test_sam_is_stable_on_matrix_sensing_where_usam_is_not(self):
+        with float64():
+            problems = sensing.Sensing(*(np.stack([part]) for part in sensing.problem(0)))
+            ends = {
+                name: sensing.losses(problems, name, [0.3], 0.1, 2_000, 2_000)[0, 0, -1]
+                for name in ("SAM", "USAM")
+            }
+        assert ends["SAM"] < 0.02
+        assert not np.isfinite(ends["USAM"])
+
+    def test_the_errors_of_the_first_order_laws_are_of_second_order(self):
+        rho = np.array([1e-3, 2e-3, 4e-3, 8e-3])
+        large = deviation.toys()["tucker_large_core"]
+        with float64():
+            errors = (
+                balancedness.law_errors(balancedness.nop(), balancedness.law, rho),
+                balancedness.law_errors(balancedness.op(), balancedness.product_law, rho),
+                deviation.law_errors("SAM", large, rho),
+            )
+            das = deviation.law_errors("DAS", large, rho)
+        for error in errors:
+            assert 1.95 < slope(rho, error) < 2.05
+        assert np.max(das) < 1e-12
+
+    def test_det_sam_turns_round_at_a_lambda_of_two_over_h(self):
+        with float64():
+            slopes = universal_problems.det_slope([0.25, 0.75], 4.0, samples=20_000)
+        np.testing.assert_allclose(slopes, [0.5, -0.5], atol=0.05)
+
+    def test_the_determinant_is_zero_on_the_minima(self):
+        with float64():
+            on, off = universal_problems.on_and_off()
+        assert np.max(np.abs(on)) < 1e-9
+        assert np.min(np.abs(off)) > 1
+
+
+SLOW = {"sensing", "balancedness", "deviation", "universal"}
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in theory.TOPICS
+    ],
+)
 def test_the_claims_hold_on_shortened_runs(topic, tmp_path):
     """The acceptance figures of the methods' reference, and the figure."""
     record = theory.run(topic, tmp_path, quick=True)
