@@ -34,6 +34,7 @@ from benchmarks.claims import (
     sensing,
     thresholds,
     universal,
+    universal_figure,
 )
 from benchmarks.claims.common import Findings
 
@@ -61,7 +62,7 @@ TOPICS = {
     "sensing": Topic("Matrix sensing", sensing.measure, sensing.draw),
     "balancedness": Topic("Two cores: balancedness", balancedness.measure, balancedness.draw),
     "deviation": Topic("Three cores: norm deviation", deviation.measure, deviation.draw),
-    "universal": Topic("Universal sharpness", universal.measure, universal.draw),
+    "universal": Topic("Universal sharpness", universal.measure, universal_figure.draw),
 }
 
 
