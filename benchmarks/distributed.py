@@ -70,11 +70,12 @@ class Cluster:
         Returns:
             An array of shape (steps, batch size, ...), of which this process read its share alone.
         """
-        return jax.make_array_from_callback(
-            (*order.shape, *array.shape[1:]),
-            NamedSharding(self._mesh, PartitionSpec(None, "data")),
-            lambda index: array[order[index[:2]]],
-        )
+
+        def read(index: Any) -> np.ndarray:
+            return array[order[index[:2]]]
+
+        split = NamedSharding(self._mesh, PartitionSpec(None, "data"))
+        return jax.make_array_from_callback((*order.shape, *array.shape[1:]), split, read)
 
     def spread(self, rows: jax.Array) -> jax.Array:
         """Splits the work on the rows of an array over the devices, inside `jit`."""
@@ -107,10 +108,11 @@ class DistributedTrainer(Trainer):
         tx: optax.GradientTransformation,
         recipe: Recipe,
         cluster: Cluster,
+        scan: bool | None = None,
     ):
         """Builds as `Trainer` does, for all devices of `cluster`."""
         self._cluster = cluster
-        super().__init__(build_model, tx, recipe, out_shardings=cluster.replicated)
+        super().__init__(build_model, tx, recipe, scan, out_shardings=cluster.replicated)
 
     def init(self, seed: int) -> Any:
         """Returns what `Trainer.init` does, on every device."""
@@ -209,7 +211,7 @@ def leave(status: int) -> int:
 def _connect(arguments: argparse.Namespace) -> None:
     """Initializes `jax.distributed`, or ends the process when the others do not come in time."""
     # Without it SIGTERM ends a process, as it does elsewhere: every epoch is saved anyway.
-    with contextlib.suppress(AttributeError):  # not before JAX 0.7
+    with contextlib.suppress(AttributeError):  # JAX 0.6 does not have it
         jax.config.update("jax_enable_preemption_service", False)
     known = inspect.signature(jax.distributed.initialize).parameters
     # JAX 0.6 has 100 s and no argument.

@@ -81,7 +81,8 @@ class Comparison:
             (dataset.train_images[self._sample], dataset.test_images, dataset.test_labels)
         )
         # A cluster's trainer lays the batches out anew each epoch.
-        self._train_images = dataset.train_images if cluster else self._put(dataset.train_images)
+        images = dataset.train_images
+        self._train_images: Any = images if cluster else self._put(images)
 
     def with_label_noise(self, label_noise: float, folder: Path) -> Comparison:
         """Returns the comparison with another label noise; programs and device data are shared.
@@ -180,7 +181,7 @@ class Comparison:
         train_labels = corrupt_labels(
             self._dataset.train_labels, config["label_noise"], config["num_classes"], seed
         )
-        labels = train_labels if self._cluster else self._put(train_labels)
+        labels: Any = train_labels if self._cluster else self._put(train_labels)
         sample_labels = self._put(train_labels[self._sample])
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
         first = len(history["epochs"])

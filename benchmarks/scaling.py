@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from benchmarks.cifar import run_command
 from benchmarks.collectives import read_collectives, ring_bytes
 from benchmarks.scaling_programs import LAYOUTS, Program, Size, build, methods
 from benchmarks.timing import interleave, spread
+
+Key = tuple[str, str, int]  # layout, method, number of devices
 
 _TIMED_LAYOUTS = ("jit", "shard_map")
 
@@ -81,10 +83,9 @@ def check_devices(most: int) -> None:
         )
 
 
-def count(layout: str, method: str, devices: int, size: Size) -> dict[str, Any]:
-    """Returns what one step of a method sends, as JSON types."""
-    text = build(layout, method, devices, size).run.as_text()
-    found = read_collectives(text, devices)
+def count(program: Program, layout: str, method: str, devices: int) -> dict[str, Any]:
+    """Returns what one step of a program sends, as JSON types."""
+    found = read_collectives(program.run.as_text() or "", devices)
     return {
         "layout": layout,
         "method": method,
@@ -96,30 +97,25 @@ def count(layout: str, method: str, devices: int, size: Size) -> dict[str, Any]:
     }
 
 
-def measure_time(devices: Sequence[int], size: Size, rounds: int) -> list[dict[str, Any]]:
-    """Times the steps of all methods on all numbers of devices, with the same batch on each."""
-    runs = {
-        (layout, method, number): _runner(build(layout, method, number, size))
-        for layout in _TIMED_LAYOUTS
-        for method in methods(layout)
-        for number in devices
-    }
-    named = {repr(key): run for key, run in runs.items()}
-    seconds = interleave(named, range(rounds))
-    return [
-        {
-            "layout": layout,
-            "method": method,
-            "devices": number,
-            "seconds": float(np.median(seconds[repr(key)])),
-            # Weak scaling: 1 is what a perfect machine keeps.
-            "over_one": spread(
-                seconds[repr(key)] / seconds[repr((layout, method, min(devices)))]
-            )._asdict(),
-        }
-        for key in runs
-        for layout, method, number in [key]
-    ]
+def measure_time(programs: Mapping[Key, Program], rounds: int) -> list[dict[str, Any]]:
+    """Times the data-parallel steps: the same batch on each device, whatever their number."""
+    timed = {key: program for key, program in programs.items() if key[0] in _TIMED_LAYOUTS}
+    fewest = min(devices for _, _, devices in timed)
+    runs = {repr(key): _runner(program) for key, program in timed.items()}
+    seconds = interleave(runs, range(rounds))
+    rows = []
+    for layout, method, devices in timed:
+        own, one = (seconds[repr((layout, method, number))] for number in (devices, fewest))
+        rows.append(
+            {
+                "layout": layout,
+                "method": method,
+                "devices": devices,
+                "seconds": float(np.median(own)),
+                "over_fewest": spread(own / one)._asdict(),  # weak scaling: at best 1
+            }
+        )
+    return rows
 
 
 def _runner(program: Program) -> Callable[[], Any]:
@@ -137,14 +133,19 @@ def measure(arguments: argparse.Namespace) -> None:
     """Counts, times if that is wanted, and writes the report."""
     check_devices(arguments.devices[-1])
     size = Size(layers=arguments.layers, width=arguments.width)
-    rows = [
-        count(layout, method, devices, size)
+    programs = {
+        (layout, method, devices): build(layout, method, devices, size)
         for layout in LAYOUTS
         for method in methods(layout)
         for devices in arguments.devices
-    ]
-    times = measure_time(arguments.devices, size, arguments.rounds) if arguments.time else []
-    settings = {**size._asdict(), "parameters": size.parameters, "devices": arguments.devices}
+    }
+    rows = [count(program, *key) for key, program in programs.items()]
+    times = measure_time(programs, arguments.rounds) if arguments.time else []
+    settings = {
+        **size._asdict(),
+        "parameters": size.parameters,
+        "devices": arguments.devices,
+    }
     if times:
         settings["rounds"] = arguments.rounds
     print(report.write(arguments.out, settings, rows, times))

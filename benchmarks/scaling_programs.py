@@ -46,7 +46,7 @@ class Program(NamedTuple):
     It returns no loss: what a mean of that sends, 4 bytes, is every method's alike.
     """
 
-    run: Callable
+    run: jax.stages.Compiled
     params: Any
     state: Any
     batch: Any
@@ -149,6 +149,6 @@ def _per_device(step: Callable, mesh: Mesh) -> Callable:
     # Untyped: a gradient is each device's own until the chain averages it.
     if hasattr(jax.lax, "pcast"):
         return jax.shard_map(step, mesh=mesh, check_vma=False, **specs)
-    from jax.experimental.shard_map import shard_map  # before JAX 0.7
+    from jax.experimental.shard_map import shard_map  # JAX 0.6
 
     return shard_map(step, mesh=mesh, check_rep=False, **specs)

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from benchmarks import figures, records
 from benchmarks.scaling_programs import LAYOUTS, METHODS
@@ -184,7 +185,7 @@ def _kib(row: Row) -> str:
 
 
 def _milliseconds(row: Row) -> str:
-    return f"{1e3 * row['seconds']:.4g} ({row['over_one']['median']:.2f}x)"
+    return f"{1e3 * row['seconds']:.4g} ({row['over_fewest']['median']:.2f}x)"
 
 
 def to_csv(rows: Sequence[Row], times: Sequence[Row]) -> str:
@@ -209,13 +210,8 @@ def _figure(settings: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
         for axis, layout in zip(axes, LAYOUTS, strict=True):
             _bars(axis, [row for row in rows if row["layout"] == layout], colours)
             axis.set_title(LAYOUTS[layout].replace(": ", ":\n", 1), fontsize=9, loc="left")
-        handles = {}
-        for axis in figure.axes:
-            handles |= {
-                label: handle
-                for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-            }
-        figure.legend(handles.values(), handles, loc="outside right center")
+        handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+        figure.legend(handles=handles, loc="outside right center")
         figure.suptitle(
             f"What each device sends in a step; {settings['parameters']:,} parameters "
             f"({4 * settings['parameters'] / 1024:g} KiB)",
@@ -236,7 +232,6 @@ def _bars(axis: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
             [sent[number] for number in counts],
             0.9 * width,
             color=colours[name],
-            label=name,
         )
     axis.set_xticks(range(len(counts)), [str(number) for number in counts])
     axis.grid(axis="x", visible=False)

@@ -1,12 +1,14 @@
 """What a step sends: the reading of XLA's text, the targets on a small model, and the command."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks import scaling, scaling_report
 from benchmarks.collectives import Collective, read_collectives, ring_bytes
-from benchmarks.scaling_programs import LAYOUTS, Size, methods
+from benchmarks.scaling_programs import LAYOUTS, Size, build, methods
 
 SMALL = Size(layers=2, width=32, rank=4, batch=16)
 
@@ -18,7 +20,7 @@ HloModule jit_step, is_scheduled=true
 }
 
 ENTRY %main (p: f32[4,16]) -> f32[4,16] {
-  %all-reduce.4 = (f32[4,16]{1,0}, bf16[3]{0}, /*index=2*/f32[]) all-reduce(%a, %b, %c), channel_id=1
+  %all-reduce.4 = (f32[4,16]{1,0}, bf16[3]{0}, /*index=2*/f32[]) all-reduce(%a, %b, %c)
   %all-gather = f32[16,4]{1,0} all-gather(%p), dimensions={0}
   %reduce-scatter.1 = f32[2,4]{1,0:T(8,128)} reduce-scatter(%all-gather), dimensions={0}
   %start = (f32[4]{0}, f32[16]{0}) all-gather-start(%d), dimensions={0}
@@ -57,7 +59,9 @@ def test_a_collective_in_a_loop_is_not_counted_once():
 @pytest.fixture(scope="module")
 def rows():
     return {
-        (layout, method, devices): scaling.count(layout, method, devices, SMALL)
+        (layout, method, devices): scaling.count(
+            build(layout, method, devices, SMALL), layout, method, devices
+        )
         for layout in LAYOUTS
         for method in methods(layout)
         for devices in (2, 4)
@@ -106,7 +110,7 @@ def test_the_targets_are_met_and_would_not_be_with_more(rows):
 
 
 def test_the_command_writes_its_files(tmp_path, capsys):
-    command = ["--devices", "1,2", "--width", "32", "--layers", "2", "--out", str(tmp_path)]
+    command = ["--devices", "1,2", "--width", "16", "--layers", "1", "--out", str(tmp_path)]
     assert scaling.main([*command, "--time", "--rounds", "2"]) == 0
     for name in ("results.json", "results.csv", "summary.md", "bytes.png"):
         assert (tmp_path / name).stat().st_size > 0
@@ -116,6 +120,18 @@ def test_the_command_writes_its_files(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "times say nothing about scaling" in text
     assert "not met" not in text
+
+
+def test_the_documentations_table_is_what_its_code_computes():
+    page = (Path(scaling.__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    namespace = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(code, namespace)
+    assert f"\n\n{namespace['table']}\n\n" in page
+    # And its formula is that of the benchmark.
+    gradient = [Collective(0, "all-reduce", "f32", (1000,))]
+    seconds = namespace["ring_seconds"](1000, devices=8, bandwidth=1.0)
+    assert seconds == pytest.approx(ring_bytes(gradient, devices=8))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,202 @@
+"""Training over several processes: shares of the data, lost and missing processes, the restart."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import samax
+from benchmarks import cifar, distributed
+from benchmarks.distributed import Cluster, DistributedTrainer
+from benchmarks.experiment import Comparison, build_model, make_recipe
+from benchmarks.records import read_record
+from benchmarks.training import Trainer
+from tests.benchmarks.test_cifar import DEADLINE, ROOT, numbers
+
+# One step an epoch: float32 and ReLU let runs that differ in the order of sums part soon after.
+SETTING = ["--train-images=64", "--test-images=40", "--width=0.25", "--batch-size=64", "--seeds=1"]
+RUN = [*SETTING, "--methods=sam", "--epochs=12"]
+RECORD = Path("runs", "sam_seed0.json")
+
+
+@pytest.fixture
+def processes():
+    """Processes to be ended, whatever happens."""
+    started = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(processes, out, ids=(0, 1), *more):
+    """Starts the command in as many processes, which log to OUT/log0 and so on."""
+    out.mkdir(exist_ok=True)
+    address = f"127.0.0.1:{free_port()}"
+    cluster = ["--distributed", "--coordinator", address, "--processes", "2"]
+    for i in ids:
+        with (out / f"log{i}").open("w") as log:
+            command = [*RUN, "--out", str(out), *cluster, "--process-id", str(i), *more]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.cifar", *command],
+                cwd=ROOT,
+                env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # compiled sooner
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        processes.append(process)
+    return processes[-len(ids) :]
+
+
+def log(out, i):
+    return (out / f"log{i}").read_text()
+
+
+def test_two_processes_of_which_one_is_lost_end_as_if_it_was_not(tmp_path, processes):
+    whole, faulted = tmp_path / "whole", tmp_path / "faulted"
+    first = start(processes, whole)
+    survivor, lost = start(processes, faulted, (0, 1), "--heartbeat-timeout", "10")
+    limit = time.monotonic() + DEADLINE
+    checkpoints = faulted / "checkpoints" / "sam_seed0"
+    while not any((checkpoints / str(epoch)).exists() for epoch in range(2, 13)):
+        assert lost.poll() is None, log(faulted, 1)
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    lost.send_signal(signal.SIGKILL)
+    # It may sit in a sum over devices or at a barrier of Orbax, which only the heartbeat ends.
+    assert survivor.wait(DEADLINE) != 0, log(faulted, 0)
+    assert not (faulted / RECORD).exists()
+    for process in (*start(processes, faulted), *first):
+        assert process.wait(DEADLINE) == 0, log(faulted, 0) + log(whole, 0)
+
+    record = read_record(faulted / RECORD)
+    expected = read_record(whole / RECORD)
+    assert record["resumed_after_epochs"]
+    assert numbers(record) == numbers(expected)
+    # One process reports.
+    assert "| sam" in log(whole, 0)
+    assert "| sam" not in log(whole, 1)
+    assert (whole / "summary.md").exists()
+
+    one = tmp_path / "one"
+    assert cifar.main([*RUN, "--out", str(one)]) == 0
+    alone = read_record(one / RECORD)
+    assert alone["config"] == expected["config"]
+    for name in ("clean_loss", "clean_grad_norm", "perturbed_loss", "perturbed_grad_norm"):
+        assert expected["epochs"][0][name] == pytest.approx(alone["epochs"][0][name], rel=1e-5)
+
+
+@pytest.mark.parametrize("process_id", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_missing_process_is_an_error_within_the_set_time(tmp_path, processes, process_id):
+    (alone,) = start(processes, tmp_path, (process_id,), "--connect-timeout", "2")
+    assert alone.wait(DEADLINE) == 1
+    *_, last = log(tmp_path, process_id).splitlines()
+    assert last.startswith("error: not all 2 processes met at 127.0.0.1:")
+    assert "within 2 seconds" in last
+
+
+def parts(dataset, settings):
+    tx = optax.chain(samax.sam(0.05, track=True), optax.sgd(0.1))
+    return lambda seed: build_model(settings, dataset, seed), tx, make_recipe(settings, dataset)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.quick
+def test_a_step_over_devices_is_one_devices_step(scan):
+    arguments = cifar.parse_arguments(SETTING)
+    dataset = cifar.load(arguments)
+    made = parts(dataset, cifar.settings(arguments, dataset))
+    data, key = (dataset.train_images, dataset.train_labels), jax.random.key(1)
+    one, several = Trainer(*made, scan=scan), DistributedTrainer(*made, Cluster(), scan=scan)
+    state, metrics = one.train_epoch(one.init(0), *map(jax.numpy.asarray, data), key)
+    spread_state, spread_metrics = several.train_epoch(several.init(0), *data, key)
+    for name, values in metrics.items():
+        np.testing.assert_allclose(spread_metrics[name], values, rtol=1e-4, err_msg=name)
+    for left, right in zip(jax.tree.leaves(spread_state), jax.tree.leaves(state), strict=True):
+        assert left.sharding.is_fully_replicated
+        assert len(left.sharding.device_set) == len(jax.devices())
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-5)
+    images, labels = dataset.test_images, dataset.test_labels
+    found = several.evaluate(spread_state, images, labels)
+    assert found == pytest.approx(one.evaluate(state, images, labels), rel=1e-4)
+
+
+def test_each_device_reads_its_share_of_each_batch():
+    cluster = Cluster()
+    order = np.random.default_rng(0).permutation(40)[:24].reshape(3, 8)
+    read = []
+
+    class Rows(np.ndarray):
+        def __getitem__(self, index):
+            read.append(np.asarray(index))
+            return np.asarray(super().__getitem__(index))
+
+    rows = np.arange(40 * 5).reshape(40, 5)
+    batches = cluster.batches(rows.view(Rows), order)
+    np.testing.assert_array_equal(batches, rows[order])
+    assert [index.shape for index in read] == [(3, 2)] * 4
+    assert sorted(np.concatenate(read, axis=None)) == sorted(order.ravel())
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
+    arguments = cifar.parse_arguments([*SETTING[:-2], "--batch-size=30"])
+    dataset = cifar.load(arguments)
+    with pytest.raises(ValueError, match="multiple of the number of devices, got 30 and 4"):
+        Comparison(dataset, cifar.settings(arguments, dataset), tmp_path, Cluster())
+
+
+def test_processes_that_do_not_agree_are_told(monkeypatch):
+    cluster = Cluster()
+    cluster.check_agreement({"lr": 0.1}, "what is to be trained")
+    monkeypatch.setattr(
+        distributed.multihost_utils, "process_allgather", lambda own: np.array([own, own + 1])
+    )
+    with pytest.raises(ValueError, match="differ in what is to be trained: all need the same"):
+        cluster.check_agreement({"lr": 0.1}, "what is to be trained")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--processes", "2"], "--coordinator, --processes and --process-id need --distributed"),
+        (["--connect-timeout", "0"], "--connect-timeout must be 1 or more, got 0"),
+        (["--distributed"], "--distributed found no cluster (no address.) Pass --coordinator"),
+    ],
+)
+def test_misuse_is_one_line(tmp_path, monkeypatch, capsys, more, message):
+    def initialize(*args, **kwargs):
+        raise ValueError("no address.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    assert cifar.main([*RUN, "--out", str(tmp_path), *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_lost_process_is_named_whatever_reports_it(monkeypatch):
+    arguments = cifar.parse_arguments(["--distributed"])
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: None)
+
+    def fail(error):
+        with distributed.session(arguments):
+            raise error
+
+    with pytest.raises(ConnectionError, match=r"Connection closed.*repeat the command on all"):
+        fail(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
+    with pytest.raises(ValueError, match="a wrong argument"):
+        fail(ValueError("a wrong argument"))
