@@ -34,7 +34,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     )
     # From the checkout's root, so that `benchmarks` is found as in the tests.
     resources = {"metadata": {"path": str(FOLDER.parent)}}
-    client = NotebookClient(notebook, timeout=600, resources=resources)
+    client = NotebookClient(notebook, timeout=600, resources=resources, coalesce_streams=True)
     client.create_kernel_manager().transport = "ipc"  # needs no port
     client.execute()
     for cell in notebook.cells:

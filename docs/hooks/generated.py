@@ -11,16 +11,23 @@ import base64
 import json
 import posixpath
 import re
+from importlib.metadata import files as files_of
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 NOTEBOOKS = ROOT / "notebooks"
+MATH_FONT = "STIXTwoMath-Regular.ttf"
 
 # Pages by their place in the checkout.
-_MOVED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+_MOVED = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 _LINK = re.compile(r"(\]\()(?![a-z]+:|#|/)([^)#\s]+)")
+_CODE = re.compile(r"`[^`\n]+`")
 
 
 def on_config(config: Any) -> None:
@@ -51,15 +58,27 @@ def on_files(files: Any, config: Any) -> Any:
         add(f"results/{path.parent.name}/summary.md", results_page(path))
     for path in sorted(RESULTS.glob("**/*.png")):
         add(f"results/{path.relative_to(RESULTS).as_posix()}", path.read_bytes())
+    # Brackets that grow need a font with the tables for math; most Linux systems have none.
+    (font,) = (file for file in files_of("ziamath") or () if file.name == MATH_FONT)
+    add(f"assets/{MATH_FONT}", font.read_binary())
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Leads the links of the pages under `docs/` to the site's."""
     del config, files
-    if page.file.generated_by:
-        return markdown
-    return led_to_site(markdown, f"docs/{page.file.src_uri}")
+    if not page.file.generated_by:
+        markdown = led_to_site(markdown, f"docs/{page.file.src_uri}")
+    return with_plain_bars(markdown)
+
+
+def with_plain_bars(markdown: str) -> str:
+    r"""Writes `|` for `\|` in the code of tables: GitHub needs the backslash, MkDocs shows it."""
+    lines = markdown.split("\n")
+    return "\n".join(
+        _CODE.sub(lambda code: code[0].replace(r"\|", "|"), line) if line.startswith("|") else line
+        for line in lines
+    )
 
 
 def led_to_site(markdown: str, source: str) -> str:

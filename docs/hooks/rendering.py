@@ -1,7 +1,9 @@
 """What is done to the rendered pages: math becomes MathML, names of samax become links.
 
-MathML is made here and drawn by the browser itself: no script and no font is fetched to read a
-page, offline or not, which KaTeX and MathJax would need.
+A number also stays on one line with its error.
+
+MathML is made here and drawn by the browser itself, with a font of the site's own: reading a page
+needs no script and no other server, as KaTeX and MathJax do unless they are copied into the site.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
             _log.warning("%s: a command is not known in the formula %r", page.file.src_uri, tex)
         return mathml
 
-    return linked(_MATH.sub(render, content))
+    return linked(_MATH.sub(render, content)).replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def to_mathml(tex: str, *, block: bool) -> str:

@@ -1,0 +1,135 @@
+"""The documentation's site: every name has its page, and what the hooks do to pages."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import samax
+import samax.flax
+import samax.hessian
+import samax.plots
+
+ROOT = Path(__file__).parents[1]
+API = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+
+
+def _hook(name):
+    """A file of docs/hooks, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generated, rendering = _hook("generated"), _hook("rendering")
+
+
+def _public(module):
+    return {
+        f"{module.__name__}.{name}"
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    }
+
+
+def test_every_public_name_has_its_place_in_the_reference():
+    documented = set(re.findall(r"^::: (\S+)$", API, re.MULTILINE))
+    # A module of the same name hides two functions from the reference's tool.
+    documented = {re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in documented}
+    modules = (samax.flax, samax.hessian, samax.plots)
+    wanted = {f"samax.{name}" for name in samax.__all__}.union(*map(_public, modules))
+    assert documented == wanted
+    listed = set(re.findall(r"`(samax\.[\w.]+)`", API[API.index("| page | names |") :]))
+    assert wanted <= listed
+
+
+def test_links_lead_to_the_sites_own_pages():
+    led = generated.led_to_site
+    assert led("[a](docs/lora.md#x)", "README.md") == "[a](lora.md#x)"
+    assert led("[a](../README.md)", "docs/lora.md") == "[a](index.md)"
+    assert led("[a](../lora.md)", "docs/methods/index.md") == "[a](../lora.md)"
+    assert (
+        led("![a](../../benchmarks/results/x/y.png)", "docs/methods/index.md")
+        == "![a](../results/x/y.png)"
+    )
+    assert (
+        led("[a](../../notebooks/01_x.ipynb)", "docs/methods/a.md") == "[a](../notebooks/01_x.md)"
+    )
+    assert led("[a](02_x.ipynb)", "notebooks/01_x.ipynb") == "[a](02_x.md)"
+    for kept in ("[a](https://x.y/z.md)", "[a](#b)", "`f(x)[0](y)`"):
+        assert led(kept, "docs/lora.md") == kept
+
+
+def test_bars_in_the_code_of_tables_are_plain():
+    assert generated.with_plain_bars("| `\\|w\\|` | a \\| b |") == "| `|w|` | a \\| b |"
+    assert generated.with_plain_bars("`\\|w\\|`") == "`\\|w\\|`"
+
+
+def test_a_notebook_becomes_a_page_with_its_outputs():
+    text, figures = generated.notebook_page(
+        {
+            "cells": [
+                {"cell_type": "markdown", "source": ["# Title\n", "[next](02_b.ipynb)"]},
+                {
+                    "cell_type": "code",
+                    "source": ["x = 1\n", "print(x)"],
+                    "outputs": [
+                        {"output_type": "stream", "text": ["1\n"]},
+                        {"output_type": "display_data", "data": {"image/png": "AAEC"}},
+                    ],
+                },
+            ]
+        },
+        "01_a",
+    )
+    assert text == (
+        "# Title\n[next](02_b.md)\n\n```python\nx = 1\nprint(x)\n```\n\n```text\n1\n```\n\n"
+        "![A figure of this notebook](01_a-1.png)\n"
+    )
+    assert figures == {"01_a-1.png": bytes([0, 1, 2])}
+
+
+def test_the_navigation_names_what_there_is():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1].split("\ntheme:")[0]
+    pages = set(re.findall(r": (\S+\.md)$", nav, re.MULTILINE))
+    made = {"index.md", "contributing.md", "changelog.md"}
+    assert pages - made == {
+        path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("**/*.md")
+    }
+
+
+def test_names_of_samax_become_links_but_in_code_and_headings():
+    linked = rendering.linked
+    assert linked("<p><code>samax.sam(rho=0.1)</code></p>") == (
+        '<p><autoref identifier="samax.sam" optional><code>samax.sam(rho=0.1)</code></autoref></p>'
+    )
+    for kept in (
+        "<h2><code>samax.sam</code></h2>",
+        '<a href="x"><code>samax.sam</code></a>',
+        "<pre><code>samax.sam</code></pre>",
+        "<code>optax.sgd</code>",
+    ):
+        assert linked(kept) == kept
+
+
+def test_notebooks_are_executed_and_name_no_machine():
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(paths) == 7
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert '"execution_count": null' not in text
+        assert '"image/png"' in text
+        for words in ("/home/", "/root/", "/tmp/", "Traceback", "Warning"):
+            assert words not in text, f"{path.name}: {words}"
+    assert sum(path.stat().st_size for path in paths) < 3_000_000
+
+
+def test_math_becomes_mathml():
+    pytest.importorskip("latex2mathml", reason="it comes with the extra docs")
+    inline = rendering.to_mathml(r"\lVert g \rVert", block=False)
+    assert inline.startswith("<math")
+    assert 'lspace="0"' in inline
+    assert "\\" not in inline
+    assert "\\" in rendering.to_mathml(r"\nosuchcommand", block=True)
