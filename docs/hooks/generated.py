@@ -37,7 +37,8 @@ def on_config(config: Any) -> None:
             if place == "notebooks/*":
                 section[title] = [f"notebooks/{path.stem}.md" for path in _notebooks()]
             elif place == "results/*":
-                section[title] = [f"results/{path.parent.name}/summary.md" for path in _summaries()]
+                names = [path.parent.name for path in _summaries()]
+                section[title] = [{name: f"results/{name}/summary.md"} for name in names]
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -119,7 +120,8 @@ def notebook_page(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, b
     Returns:
         The page, and its figures by file name.
     """
-    parts, figures = [], {}
+    parts: list[str] = []
+    figures: dict[str, bytes] = {}
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
