@@ -37,7 +37,7 @@ def on_config(config: Any) -> None:
             if place == "notebooks/*":
                 section[title] = [f"notebooks/{path.stem}.md" for path in _notebooks()]
             elif place == "results/*":
-                names = [path.parent.name for path in _summaries()]
+                names = [_name(path) for path in _summaries()]
                 section[title] = [{name: f"results/{name}/summary.md"} for name in names]
 
 
@@ -56,7 +56,7 @@ def on_files(files: Any, config: Any) -> Any:
         for name, png in figures.items():
             add(f"notebooks/{name}", png)
     for path in _summaries():
-        add(f"results/{path.parent.name}/summary.md", results_page(path))
+        add(f"results/{_name(path)}/summary.md", results_page(path))
     for path in sorted(RESULTS.glob("**/*.png")):
         add(f"results/{path.relative_to(RESULTS).as_posix()}", path.read_bytes())
     # Brackets that grow need a font with the tables for math; most Linux systems have none.
@@ -146,12 +146,13 @@ def results_page(summary: Path) -> str:
         summary: The path of `summary.md`.
     """
     folder = summary.parent
+    inner = [path.parent for path in folder.glob("*/**/summary.md")]  # they have pages of their own
     text = summary.read_text(encoding="utf-8")
     if not text.startswith("# "):
         text = f"# {folder.name}\n\n{text}"
     for path in sorted(folder.glob("**/*.png")):
         place = path.relative_to(folder).as_posix()
-        if f"]({place})" not in text:
+        if f"]({place})" not in text and not any(path.is_relative_to(other) for other in inner):
             text += f"\n![{path.stem.replace('_', ' ')} of {folder.name}]({place})\n"
     return text
 
@@ -167,4 +168,8 @@ def _notebooks() -> list[Path]:
 
 
 def _summaries() -> list[Path]:
-    return sorted(RESULTS.glob("*/summary.md"))
+    return sorted(RESULTS.glob("**/summary.md"))
+
+
+def _name(summary: Path) -> str:
+    return summary.parent.relative_to(RESULTS).as_posix()
