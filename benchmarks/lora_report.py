@@ -5,7 +5,6 @@ python -m benchmarks.lora_report DIR [DIR ...]
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -17,7 +16,7 @@ from typing import Any
 
 from scipy import stats
 
-from benchmarks import lora_figures
+from benchmarks import lora_figures, report
 from benchmarks.data.text import TASKS
 from benchmarks.lora_methods import BASELINE, METHODS, PAPER_STEPS, PROBE, parse
 from benchmarks.records import Record, Runs, by_seed, read_comparison, write_text
@@ -227,16 +226,8 @@ def _settings(config: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Regenerates the reports of the folders named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lora_report", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="an --out folder")
-    try:
-        for folder in parser.parse_args(argv).folders:
-            print(write(folder))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command and returns its exit status."""
+    return report.run_command("benchmarks.lora_report", __doc__, write, argv)
 
 
 if __name__ == "__main__":

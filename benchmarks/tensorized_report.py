@@ -1,6 +1,6 @@
 """Tables and a figure over the noise levels of `benchmarks.tensorized`, from its records alone.
 
-python -m benchmarks.tensorized_report DIR
+python -m benchmarks.tensorized_report DIR [DIR ...]
 """
 
 from __future__ import annotations
@@ -191,17 +191,8 @@ def _number(found: dict[str, Any] | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Regenerates the report of the folder named on the command line."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 1:
-        print("usage: python -m benchmarks.tensorized_report DIR", file=sys.stderr)
-        return 2
-    try:
-        print(write(Path(arguments[0])))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command and returns its exit status."""
+    return report.run_command("benchmarks.tensorized_report", __doc__, write, argv)
 
 
 if __name__ == "__main__":
