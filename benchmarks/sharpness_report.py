@@ -72,7 +72,7 @@ _NOTES = (
     "models: without augmentation, in evaluation mode, with the labels and the loss of the "
     "training.",
     "Eigenvalues, trace and Frobenius norm are the Hessian's, over all parameters; the largest "
-    "residual of a top eigenvalue is {residual:.1g} of it. The adaptive measures do not change "
+    "residual of a top eigenvalue is {residual} of it. The adaptive measures do not change "
     "when layers are rescaled without effect on the loss; the others do. Worst cases are the "
     "largest rise of the loss in {steps} normalized ascent steps; m-sharpness is one such step on "
     "each batch of {batch}. Average case: normal perturbations.",
@@ -143,9 +143,10 @@ def to_markdown(record: Record, runs: Runs, rows: dict[str, dict[str, Any]]) -> 
         table += [[label, *(_show(row[c.name]) for c in columns)] for label, row in rows.items()]
         tables.append(markdown_table(table))
     pairs = [made["measures"]["top_eigenvalues"] for made in measured]
+    residual = max(pair["residuals"][0] / pair["values"][0] for pair in pairs)
     notes = " ".join(_NOTES[:2]).format(
         examples=record["examples"],
-        residual=max(pair["residuals"][0] / pair["values"][0] for pair in pairs),
+        residual=f"{residual:.1g}" if residual > _ROUNDING else f"below {_ROUNDING:g}",
         steps=ASCENT_STEPS,
         batch=record["config"]["batch_size"],
     )
@@ -170,6 +171,7 @@ def to_markdown(record: Record, runs: Runs, rows: dict[str, dict[str, Any]]) -> 
 
 
 _LOSS = ("value", "grad_norm")
+_ROUNDING = 1e-6  # of a product with the Hessian in float32, relative to the largest eigenvalue
 
 
 def _answer(runs: Runs) -> str:

@@ -28,7 +28,8 @@ class Eigenpairs(NamedTuple):
     Attributes:
       values: of shape (k,).
       vectors: of norm 1; a pytree like the parameters with a leading axis of length k.
-      residuals: `||H v - value v||`, of shape (k,): within it of each value is an eigenvalue.
+      residuals: `||H v - value v||` as Lanczos' recursion has it, of shape (k,): within it of each
+        value is an eigenvalue, up to rounding.
     """
 
     values: jax.Array
