@@ -24,7 +24,12 @@ from benchmarks.methods import METHODS, parse_method
 
 RHO = 0.05
 BALANCING = tuple(name for name, method in METHODS.items() if method.balances)
-SAMAX_METHODS = tuple(name for name in METHODS if name not in ("sgd", *BALANCING))
+# Those that sample need losses, which a pytree of gradients has none of, and as many as one likes.
+SAMAX_METHODS = tuple(
+    name
+    for name, method in METHODS.items()
+    if name not in ("sgd", *BALANCING) and "num_samples" not in method.defaults
+)
 
 DESCRIPTIONS = {
     "base": "the base optimizer alone",

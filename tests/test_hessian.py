@@ -194,6 +194,7 @@ class TestSmall:
         assert run(0).value != run(1).value
         assert told[: 2 * FEW] == [(i, 2 * FEW) for i in range(1, 2 * FEW + 1)]
 
+    @pytest.mark.slow
     def test_operators_that_lanczos_exhausts(self):
         """A zero Hessian, the identity, a low rank: NaN in a naive Lanczos."""
         params = {"a": jnp.ones(3), "b": jnp.ones(())}  # 4: the norm of random signs is exact
@@ -226,7 +227,7 @@ class TestSmall:
 class TestLayerRescaling:
     """(c W1, W2 / c) is the same ReLU network: only the adaptive measures see it so."""
 
-    @pytest.mark.parametrize("adaptive", [True, False])
+    @pytest.mark.parametrize("adaptive", [pytest.param(True, marks=pytest.mark.slow), False])
     def test_spectra(self, adaptive):
         params, batches = problem(inputs=4)
         model = lambda p, batch: jnp.maximum(batch["x"] @ p["first"]["w"], 0.0) @ p["second"]
@@ -253,6 +254,7 @@ class TestLayerRescaling:
             assert there[3] > here[3] + 0.01
 
 
+@pytest.mark.slow
 def test_the_measures_agree_at_a_hundred_thousand_parameters():
     params, batches = problem(inputs=100, width=900, classes=10, sizes=(32, 32))
     size = ravel_pytree(params)[0].size

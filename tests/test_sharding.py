@@ -143,7 +143,17 @@ def check_one_step(method, layout):
     assert misplaced(result, params) == []
 
 
-SLOW = {"usam", "wsam", "samar", "frob_sam", "det_sam", "obar"}  # others like them are fast
+SLOW = {
+    "usam",
+    "asam",
+    "wsam",
+    "gsam",
+    "samar",
+    "frob_sam",
+    "det_sam",
+    "obar",
+    "das",
+}  # others like them are fast
 
 
 @pytest.mark.parametrize(

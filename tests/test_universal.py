@@ -159,10 +159,10 @@ class TestStreaming:
         "options",
         [
             {"unroll": 5},
-            {"unroll": 12},
+            pytest.param({"unroll": 12}, marks=pytest.mark.slow),
             {"batch_size": 4},
-            {"batch_size": 4, "unroll": 1},
-            {"batch_size": 12},
+            pytest.param({"batch_size": 4, "unroll": 1}, marks=pytest.mark.slow),
+            pytest.param({"batch_size": 12}, marks=pytest.mark.slow),
         ],
         ids=str,
     )
@@ -174,7 +174,9 @@ class TestStreaming:
         assert_trees_close(state.metrics, metrics, rtol=2e-5)
 
     @pytest.mark.optimized
-    @pytest.mark.parametrize("method", [samax.trace_sam, samax.frob_sam])
+    @pytest.mark.parametrize(
+        "method", [samax.trace_sam, pytest.param(samax.frob_sam, marks=pytest.mark.slow)]
+    )
     def test_memory_does_not_grow_with_the_samples(self, method):
         params = jax.random.normal(jax.random.key(0), (2, 32, 32)) / 6
         data = jax.random.normal(jax.random.key(1), (4096, 32))

@@ -96,6 +96,7 @@ class TestProblems:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_writes_what_it_found(self, tmp_path, capsys, monkeypatch):
         # Little of each, for the time that compilation and figures take.
         chosen = {

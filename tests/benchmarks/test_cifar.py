@@ -115,6 +115,7 @@ def start(out):
         )
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_numbers_bit_for_bit(tmp_path):
     whole = start(tmp_path / "whole")
     killed = start(tmp_path / "killed")

@@ -66,6 +66,7 @@ def log(out, i):
     return (out / f"log{i}").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_lost_end_as_if_it_was_not(tmp_path, processes):
     whole, faulted = tmp_path / "whole", tmp_path / "faulted"
     first = start(processes, whole)
@@ -114,7 +115,7 @@ def parts(dataset, settings):
     return lambda seed: build_model(settings, dataset, seed), tx, make_recipe(settings, dataset)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.quick
 def test_a_step_over_devices_is_one_devices_step(scan):
     arguments = cifar.parse_arguments(SETTING)

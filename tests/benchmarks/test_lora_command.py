@@ -186,6 +186,7 @@ def test_three_cores_train_as_well(command, tmp_path):
     assert "FLoRA" in summary
 
 
+@pytest.mark.slow
 def test_tuning_goes_on_where_it_was_and_then_runs_the_best(command, tmp_path, monkeypatch):
     pytest.importorskip("optuna", reason="optuna (extra: lora) is not installed")
     monkeypatch.setattr(lora_tuning, "HELD_OUT", 12)
@@ -211,6 +212,7 @@ def test_tuning_goes_on_where_it_was_and_then_runs_the_best(command, tmp_path, m
     assert set(best) & {config["method"] for config in tested}
 
 
+@pytest.mark.slow
 def test_steps_are_timed_against_adamw(command, tmp_path, capsys):
     out = tmp_path / "time"
     assert lora.main(command(out, "--time", "--rounds", "3", "--methods", "probe,sam,obar")) == 0

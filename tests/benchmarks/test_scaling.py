@@ -121,6 +121,7 @@ def test_the_targets_are_met_and_would_not_be_with_more(rows):
     assert sum("das" in claim for claim in bad) == 2
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_files(tmp_path, capsys):
     command = ["--devices", "1,2", "--width", "16", "--layers", "1", "--out", str(tmp_path)]
     assert scaling.main([*command, "--time", "--rounds", "2"]) == 0

@@ -33,7 +33,7 @@ def logistic_regression():
 
 def test_the_measures_are_those_of_the_dense_hessian():
     model, whole = logistic_regression()
-    budget = Budget(examples=16, products=12, samples=50)
+    budget = Budget(examples=16, products=12, samples=30)
     done = []
     found = measure(model, budget, jax.random.key(1), done.append)
     assert done == list(found) == list(budget.gradients())
@@ -47,7 +47,7 @@ def test_the_measures_are_those_of_the_dense_hessian():
     np.testing.assert_allclose(found["adaptive_top_eigenvalue"]["value"], top, rtol=1e-4)
     for name, truth in (("trace", values.sum()), ("frobenius_norm", np.linalg.norm(values))):
         error = found[name]["standard_error"]
-        assert 0 < error < 0.2 * truth
+        assert 0 < error < 0.25 * truth
         assert abs(found[name]["value"] - truth) < 4 * error
     density = found["density"]
     np.testing.assert_allclose(np.sum(density["weights"]), 1, rtol=1e-4)

@@ -158,6 +158,7 @@ class TestTargets:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_writes_what_it_found(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(models.MODELS, "cnn", _Tiny)
         command = ["--smoke", "--rounds", "2", "--methods", "limit,sam", "--out", str(tmp_path)]

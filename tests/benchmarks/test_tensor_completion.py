@@ -48,6 +48,7 @@ def test_the_landscape_is_the_loss_along_unit_directions(problem):
     np.testing.assert_allclose(middle, completion.loss_fn(problem.cores, problem))
 
 
+@pytest.mark.slow
 def test_a_small_run_leaves_records_a_table_and_figures(tmp_path, capsys, monkeypatch):
     two = {name: tx for name, tx in completion.methods(100).items() if name in ("adam", "das")}
     monkeypatch.setattr(completion, "methods", lambda steps: two)

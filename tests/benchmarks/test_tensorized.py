@@ -38,6 +38,7 @@ def finished(tmp_path_factory):
     return out, (stopped, continued), calls
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_continues_where_it_was(finished):
     out, status, calls = finished
     assert status == (130, 0)
@@ -46,6 +47,7 @@ def test_a_stopped_comparison_continues_where_it_was(finished):
     assert len(list(out.glob("noise*/runs/*"))) == 4
 
 
+@pytest.mark.slow
 def test_noise_levels_share_their_programs(finished):
     _, _, calls = finished
     assert calls[0] is calls[2]  # sgd at both levels
@@ -146,6 +148,7 @@ def test_an_empty_folder_is_named(tmp_path, capsys):
 
 
 @pytest.mark.quick
+@pytest.mark.slow
 def test_steps_are_timed_against_sgd(tmp_path, capsys):
     command = ["--time", "--rounds=2", "--batch-size=4", "--methods=sgd,das"]
     assert tensorized.main([*command, "--out", str(tmp_path)]) == 0
