@@ -87,7 +87,7 @@ class TestDirection:
 
     @pytest.mark.parametrize("antithetic", [False, True])
     @pytest.mark.parametrize("log_mean", [False, True])
-    @pytest.mark.parametrize("components", [1, 2, 3])
+    @pytest.mark.parametrize("components", [1, pytest.param(2, marks=pytest.mark.slow), 3])
     def test_it_is_the_gradient_of_the_objective(self, components, log_mean, antithetic):
         psi, rho, lam = random_psi(components), 0.3, 0.7
         method = functools.partial(

@@ -79,6 +79,7 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, capsys):
     assert "epochs=2 there but 3 now. Choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_loses_no_epoch(tmp_path, monkeypatch, capsys):
     train_epoch = Trainer.train_epoch
     calls = []

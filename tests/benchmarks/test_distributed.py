@@ -101,7 +101,8 @@ def test_two_processes_of_which_one_is_lost_end_as_if_it_was_not(tmp_path, proce
         assert expected["epochs"][0][name] == pytest.approx(alone["epochs"][0][name], rel=1e-5)
 
 
-@pytest.mark.parametrize("process_id", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("process_id", [0, 1])
 def test_a_missing_process_is_an_error_within_the_set_time(tmp_path, processes, process_id):
     (alone,) = start(processes, tmp_path, (process_id,), "--connect-timeout", "2")
     assert alone.wait(DEADLINE) == 1

@@ -155,6 +155,7 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, command, 
     assert "steps=12 there but 14 now. Choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_numbers_bit_for_bit(
     finished, command, tmp_path, monkeypatch, capsys
 ):

@@ -101,7 +101,10 @@ def test_pad_shortcut_subsamples_and_pads_the_channels():
     assert not outputs[..., 24:].any()
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet20", "tr-cnn"])
+@pytest.mark.parametrize(
+    "name",
+    ["cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet20", "tr-cnn"))],
+)
 class TestTraining:
     def test_one_gradient_step_lowers_the_loss(self, name):
         model = build(name, num_classes=10, width=0.25, rngs=quick_rngs())

@@ -73,6 +73,7 @@ class _Tiny(nnx.Module):
 
 
 class TestProblems:
+    @pytest.mark.slow
     def test_every_sam_step_is_the_same_step(self, monkeypatch):
         """What is timed against one another computes the same, up to rounding."""
         monkeypatch.setitem(models.MODELS, "cnn", _Tiny)

@@ -112,7 +112,7 @@ class TestLaws:
         assert np.min(np.abs(off)) > 1
 
 
-SLOW = {"sensing", "balancedness", "deviation", "universal"}
+SLOW = {"thresholds", "neuron", "sensing", "balancedness", "deviation", "universal"}
 
 
 @pytest.mark.parametrize(
