@@ -66,11 +66,13 @@ class TestProblems:
         along_y, along_x = np.sum((noise @ y) ** 2, -1), np.sum((x @ noise) ** 2, -1)
         assert along_y.mean() == pytest.approx(along_x.mean(), rel=0.02)
 
+    @pytest.mark.slow
     def test_nbar_and_obar_are_the_same_on_op(self):
         toy = op()._replace(steps=2_000)
         runs = [trajectories(toy, method, seeds=1) for method in ("nBAR", "oBAR")]
         np.testing.assert_allclose(runs[0].imbalance, runs[1].imbalance, rtol=1e-9)
 
+    @pytest.mark.slow
     def test_das_is_trapped_on_op_by_the_papers_start_and_alpha(self):
         """What the summary says about it; eta ten times the benchmark's."""
         toy = op()._replace(learning_rate=1e-3, steps=10_000, levels=(0.5, 1.0))

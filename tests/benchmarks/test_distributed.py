@@ -116,7 +116,8 @@ def parts(dataset, settings):
     return lambda seed: build_model(settings, dataset, seed), tx, make_recipe(settings, dataset)
 
 
-@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.quick
 def test_a_step_over_devices_is_one_devices_step(scan):
     arguments = cifar.parse_arguments(SETTING)

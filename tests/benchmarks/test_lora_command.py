@@ -178,6 +178,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers_bit_for_bit(
     assert numbers(record) == numbers(read_record(finished / "runs" / name))
 
 
+@pytest.mark.slow
 def test_three_cores_train_as_well(command, tmp_path):
     assert lora.main(command(tmp_path, "--methods", "das", "--adapter", "flora")) == 0
     record = read_record(tmp_path / "runs" / "das_seed0.json")

@@ -31,6 +31,7 @@ def logistic_regression():
     return Model(loss_fn, params, batches), lambda p: loss_fn(p, (inputs, labels))
 
 
+@pytest.mark.slow
 def test_the_measures_are_those_of_the_dense_hessian():
     model, whole = logistic_regression()
     budget = Budget(examples=16, products=12, samples=30)

@@ -54,6 +54,7 @@ def test_noise_levels_share_their_programs(finished):
     assert calls[1] is calls[3]
 
 
+@pytest.mark.slow
 def test_each_level_has_its_report_and_all_have_one(finished):
     out, _, _ = finished
     for name in ("noise0/summary.md", "noise50/summary.md", "summary.md", "summary.csv"):

@@ -191,6 +191,7 @@ class TestNetworks:
         if name == "tr-resnet32":  # published
             assert round(count / 1e6, 2) == 0.20
 
+    @pytest.mark.slow
     def test_the_tensor_train_rank_is_the_closest_to_the_rings_count(self):
         network = MODELS["tt-resnet32"]
 
