@@ -69,6 +69,7 @@ def test_each_level_has_its_report_and_all_have_one(finished):
     ]
 
 
+@pytest.mark.slow
 def test_a_record_has_the_norm_deviation_of_every_layer(finished):
     out, _, _ = finished
     record = read_record(out / "noise50" / "runs" / "das_seed0.json")
