@@ -1,8 +1,8 @@
-"""Samples of the universal class: their keys, and how they are visited one after the other."""
+"""One evaluation after the other, in a loop or none; the samples of the universal class."""
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,23 +35,19 @@ def spread(
 
 
 def stream(
-    visit: Callable[[Carry, tuple[jax.Array, jax.Array]], tuple[Carry, None]],
-    carry: Carry,
-    draws: tuple[jax.Array, jax.Array],
-    unroll: int,
-) -> Carry:
-    """Visits the draws one after the other, without a loop if the loop's body would hold all."""
-    keys, signs = draws
-    if unroll < len(signs):
-        return jax.lax.scan(visit, carry, draws, unroll=unroll)[0]
-    for i in range(len(signs)):
-        carry, _ = visit(carry, (_after(carry, keys[i]), signs[i]))
-    return carry
+    visit: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, items: Any, unroll: int
+) -> tuple[Carry, Any]:
+    """`jax.lax.scan`, but without a loop if the loop's body would hold all items.
 
-
-def _after(carry: Carry, keys: jax.Array) -> jax.Array:
-    """`keys` as they are, but not before the sums so far are there."""
-    return jax.random.wrap_key_data(
-        jax.random.key_data(keys) + zero_after(carry).astype(jnp.uint32),
-        impl=jax.random.key_impl(keys),
-    )
+    One item after the other even so: which one is visited waits for the sums so far.
+    """
+    length = len(jax.tree.leaves(items)[0])
+    if unroll < length:
+        return jax.lax.scan(visit, carry, items, unroll=unroll)
+    results = []
+    for i in range(length):
+        place = i + zero_after(carry)
+        item = jax.tree.map(lambda x: jnp.take(x, place, axis=0), items)  # noqa: B023
+        carry, result = visit(carry, item)
+        results.append(result)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)

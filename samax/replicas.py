@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from samax._checks import check_count, check_transformation
-from samax._numerics import cast_like, vary_over, varying_axes, widen, zero_after
+from samax._numerics import cast_like, vary_over, varying_axes, widen
+from samax._stream import stream
 from samax.sharpness_aware import UNROLLED_STEPS, check_inputs, evaluator
 
 AxisNames: TypeAlias = str | tuple[str, ...]
@@ -185,7 +186,7 @@ def m_sharpness(
 
         total = jax.tree.map(jnp.zeros_like, widen(updates))
         total = vary_over(varying_axes(updates, params), total)
-        total, state = _stream(visit, total, (state, groups), unroll)
+        total, state = stream(visit, total, (state, groups), unroll)
         return cast_like(optax.tree.scale(1 / num_groups, total), updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -193,28 +194,6 @@ def m_sharpness(
 
 def _bind(fn: Callable[..., Any], batch: Any) -> Callable[[optax.Params], Any]:
     return lambda params: fn(params, batch)
-
-
-def _stream(
-    visit: Callable[[optax.Updates, Any], tuple[optax.Updates, optax.OptState]],
-    total: optax.Updates,
-    groups: Any,
-    unroll: int,
-) -> tuple[optax.Updates, optax.OptState]:
-    """`jax.lax.scan`, but without a loop if the loop's body would hold all groups.
-
-    One group after the other even so: which one is looked at waits for the sum so far.
-    """
-    num_groups = len(jax.tree.leaves(groups)[0])
-    if unroll < num_groups:
-        return jax.lax.scan(visit, total, groups, unroll=unroll)
-    states = []
-    for i in range(num_groups):
-        place = i + zero_after(total)
-        group = jax.tree.map(lambda x: jnp.take(x, place, axis=0), groups)  # noqa: B023
-        total, state = visit(total, group)
-        states.append(state)
-    return total, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def _split(batch: Any, num_groups: int) -> Any:

@@ -185,11 +185,10 @@ def sharpness_aware(
         )
         metrics = state.metrics
         if track:
-            value, displacement = (
-                extra_args.get("value"),
-                optax.tree.sub(widen(point), widen(params)),
+            displacement = optax.tree.sub(widen(point), widen(params))
+            measured = _measure(
+                extra_args.get("value"), perturbed_value, clean, perturbed, displacement
             )
-            measured = _measure(value, perturbed_value, clean, perturbed, displacement)
             metrics = cast_like(measured, metrics)
         return direction, state._replace(descent=descent_state, metrics=metrics)
 

@@ -235,7 +235,7 @@ def universal_sam(
         following, key = jax.random.split(with_type(state.rng_key, implementation))
         draws = draw(key, (visits, batch_size), antithetic, dtype)
         start = _Sums(accumulator.start(clean), jnp.zeros((), dtype), jnp.zeros((), dtype))
-        sums = stream(visit, vary_over(varying_axes(updates, params), start), draws, unroll)
+        sums, _ = stream(visit, vary_over(varying_axes(updates, params), start), draws, unroll)
         sharpness, slope = accumulator.regularizer(phi, sums.totals, num_samples)
         # Where nothing is to be added, nothing is: 0 times what is not finite is not 0, and rho = 0
         # has no D.
