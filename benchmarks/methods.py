@@ -13,7 +13,7 @@ from typing import Any
 import optax
 
 import samax
-from samax.groups import Groups
+from samax._balance.groups import Groups
 
 
 @dataclasses.dataclass(frozen=True)

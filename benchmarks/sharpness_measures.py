@@ -11,11 +11,11 @@ import optax
 from flax import nnx
 
 import samax
-import samax.hessian
+import samax.flatness.spectrum
 from benchmarks.data.augment import normalize
 from benchmarks.training import Recipe
 from samax import Estimate
-from samax.operators import mean_loss_and_grad
+from samax.flatness.operators import mean_loss_and_grad
 
 EIGENVALUES = 5
 RHO = 0.05  # SAM's for CIFAR-10
@@ -117,14 +117,14 @@ def measure(
 
     loss, grads = mean_loss_and_grad(loss_fn, batches)(params)
     keep("loss", {"value": float(loss), "grad_norm": float(optax.tree.norm(grads))})
-    pairs = samax.hessian.top_eigenpairs(
+    pairs = samax.flatness.spectrum.top_eigenpairs(
         operator, params, EIGENVALUES, key=next(keys), num_products=products
     )
     keep(
         "top_eigenvalues",
         {"values": pairs.values.tolist(), "residuals": pairs.residuals.tolist()},
     )
-    scaled = samax.hessian.top_eigenpairs(
+    scaled = samax.flatness.spectrum.top_eigenpairs(
         adaptive, params, 1, key=next(keys), num_products=products
     )
     keep(
@@ -133,11 +133,11 @@ def measure(
     )
     keep(
         "trace",
-        _numbers(samax.hessian.trace(operator, params, key=next(keys), num_samples=samples)),
+        _numbers(samax.flatness.spectrum.trace(operator, params, key=next(keys), num_samples=samples)),
     )
-    norm = samax.hessian.frobenius_norm(operator, params, key=next(keys), num_samples=samples)
+    norm = samax.flatness.spectrum.frobenius_norm(operator, params, key=next(keys), num_samples=samples)
     keep("frobenius_norm", _numbers(norm))
-    density = samax.hessian.spectral_density(
+    density = samax.flatness.spectrum.spectral_density(
         operator, params, num_samples=1, key=next(keys), num_products=products
     )
     keep("density", {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()})

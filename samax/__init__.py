@@ -1,10 +1,10 @@
 """Sharpness-aware training for JAX, as Optax gradient transformations."""
 
 # One update in two calls, for frameworks that pass gradients alone.
-from samax.alternating import AlternatingState, alternating, eval_params
+from samax._core.alternating import AlternatingState, alternating, eval_params
 
 # Ascent parts: gradient -> perturbation.
-from samax.ascent import (
+from samax._core.ascent import (
     gradient_ema,
     normalize,
     perturb_only,
@@ -15,10 +15,10 @@ from samax.ascent import (
 )
 
 # Norm balancing.
-from samax.balance import balanced, das, nbar, obar
+from samax._balance.balanced import balanced, das, nbar, obar
 
 # Descent parts: clean and perturbed gradient -> direction.
-from samax.descent import (
+from samax._core.descent import (
     adaptive_weight,
     decoupled,
     surrogate_gap,
@@ -27,25 +27,25 @@ from samax.descent import (
 )
 
 # Which leaves are the cores of a group.
-from samax.groups import Stacked, groups_by_path, lora_groups
+from samax._balance.groups import Stacked, groups_by_path, lora_groups
 
 # Loss landscapes.
-from samax.landscape import filter_normalized, loss_line, loss_surface, random_direction
+from samax.flatness.landscape import filter_normalized, loss_line, loss_surface, random_direction
 
 # Measures.
-from samax.measures import balancedness, gradient_covariance, norm_deviation
+from samax._balance.measures import balancedness, gradient_covariance, norm_deviation
 
 # Methods.
-from samax.methods import asam, decoupled_wsam, gsam, sam, samar, usam, vasso, wsam
+from samax._methods.sam import asam, decoupled_wsam, gsam, sam, samar, usam, vasso, wsam
 
-# Curvature as operators; samax.hessian, imported by who asks for it, measures them.
-from samax.operators import gauss_newton_operator, hessian_operator, scaled_operator
+# Curvature as operators; samax.flatness.spectrum, imported by who asks for it, measures them.
+from samax.flatness.operators import gauss_newton_operator, hessian_operator, scaled_operator
 
 # Several devices, and groups of examples on one.
-from samax.replicas import cross_replica_mean, m_sharpness
+from samax._core.devices import cross_replica_mean, m_sharpness
 
 # Measures mu for the universal class.
-from samax.samplers import (
+from samax.distributions import (
     cube,
     gaussian,
     rademacher,
@@ -55,7 +55,7 @@ from samax.samplers import (
 )
 
 # Measures of sharpness.
-from samax.sharpness import (
+from samax.flatness.perturbations import (
     Estimate,
     average_case_sharpness,
     worst_case_m_sharpness,
@@ -63,11 +63,11 @@ from samax.sharpness import (
 )
 
 # The combinator that methods are made of.
-from samax.sharpness_aware import SharpnessMetrics, sharpness_aware
+from samax._core.combinator import SharpnessMetrics, sharpness_aware
 
 # The universal class.
-from samax.universal import LogMeanExp, UniversalMetrics, universal_sam
-from samax.universal_methods import det_sam, frob_sam, trace_sam
+from samax._universal.combinator import LogMeanExp, UniversalMetrics, universal_sam
+from samax._universal.methods import det_sam, frob_sam, trace_sam
 
 __all__ = [
     "AlternatingState",

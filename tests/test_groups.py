@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import samax
-from samax.groups import find_groups, squared_norm
+from samax._balance.groups import find_groups, squared_norm
 
 A, B = jnp.ones((4, 2)), jnp.zeros((2, 4))
 

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 import samax
 
-hessian = pytest.importorskip("samax.hessian", reason="needs matfree, samax[measures]")
+hessian = pytest.importorskip("samax.flatness.spectrum", reason="needs matfree, samax[measures]")
 
 # Each size of a vector and each number of Lanczos steps is compiled anew: the small problems share
 # them.

@@ -75,16 +75,16 @@ def test_what_is_refused():
 
 def test_figures():
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs samax[plots]")
-    import samax.plots
+    import samax.flatness.plots
 
     x, y = np.linspace(-1, 1, 11), np.linspace(-1, 1, 7)
     losses = 1 + x**2 + y[:, None] ** 2
     figure, (left, middle, right) = pyplot.subplots(1, 3)
-    samax.plots.plot_line(left, x, 1 + x**2, label="sam")
+    samax.flatness.plots.plot_line(left, x, 1 + x**2, label="sam")
     np.testing.assert_array_equal(left.lines[0].get_ydata(), 1 + x**2)
-    samax.plots.plot_surface(middle, x, y, losses)
-    samax.plots.plot_surface(middle, x, y, losses - 2)
-    samax.plots.plot_spectrum(right, x, np.exp(-(x**2)), label="sam")
+    samax.flatness.plots.plot_surface(middle, x, y, losses)
+    samax.flatness.plots.plot_surface(middle, x, y, losses - 2)
+    samax.flatness.plots.plot_spectrum(right, x, np.exp(-(x**2)), label="sam")
     assert right.get_yscale() == "log"
     for axes in (left, middle, right):
         assert axes.get_xlabel()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import ScalarOrSchedule
+from samax._core.checks import ScalarOrSchedule
 
 
 def wide_dtype(*dtypes: Any) -> jnp.dtype:

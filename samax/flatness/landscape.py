@@ -1,4 +1,4 @@
-"""The loss along lines and over planes through some parameters; figures are in `samax.plots`."""
+"""The loss along lines and over planes through some parameters; figures are in `samax.flatness.plots`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import check_callable, check_parameters, check_same_tree
-from samax._keys import typed_key
-from samax._numerics import widen
-from samax.operators import Batches, mean_over
-from samax.samplers import gaussian
-from samax.sharpness import Progress
-from samax.sharpness_aware import displace
+from samax._core.checks import check_callable, check_parameters, check_same_tree
+from samax._core.keys import typed_key
+from samax._core.numerics import widen
+from samax.flatness.operators import Batches, mean_over
+from samax.distributions import gaussian
+from samax.flatness.perturbations import Progress
+from samax._core.combinator import displace
 
 
 def filter_normalized(direction: Any, params: optax.Params) -> Any:
@@ -81,7 +81,7 @@ def loss_line(
         without `batches`.
       params: w.
       direction: d, such as `samax.random_direction(key, params)` or an eigenvector of the Hessian
-        from `samax.hessian.top_eigenpairs`.
+        from `samax.flatness.spectrum.top_eigenpairs`.
       distances: a, of shape (n,).
       batches: the data set, an iterable of pytrees of arrays with a leading axis of examples, gone
         through once.

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import Scalar, check_callable, check_parameters, check_scalar, check_scalar_loss
-from samax._numerics import widen
+from samax._core.checks import Scalar, check_callable, check_parameters, check_scalar, check_scalar_loss
+from samax._core.numerics import widen
 
 Batches: TypeAlias = Iterable[Any]
 Operator: TypeAlias = Callable[[Any], Any]
@@ -100,7 +100,7 @@ def hessian_operator(
 
     Examples:
       >>> import jax.numpy as jnp, samax
-      >>> product = samax.hessian_operator(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]))
+      >>> product = samax.flatness.spectrum_operator(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]))
       >>> print(product(jnp.array([1.0, 0.0])))
       [4. 2.]
     """
@@ -133,7 +133,7 @@ def gauss_newton_operator(
       model_fn: f, `model_fn(params, batch) -> outputs` (`model_fn(params)` without `batches`).
       loss_fn: `loss_fn(outputs, batch) -> loss`, the mean over the batch (`loss_fn(outputs)`).
       params: where; half-precision leaves are taken as float32.
-      batches: the data set; see `samax.hessian_operator`.
+      batches: the data set; see `samax.flatness.spectrum_operator`.
 
     Returns:
       A function from a pytree like the parameters to another, in float32 or wider.

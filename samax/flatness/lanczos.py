@@ -10,10 +10,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 from matfree import decomp
 
-from samax._checks import check_callable, check_parameters
-from samax._numerics import widen
-from samax.operators import Operator
-from samax.sharpness import Progress
+from samax._core.checks import check_callable, check_parameters
+from samax._core.numerics import widen
+from samax.flatness.operators import Operator
+from samax.flatness.perturbations import Progress
 
 
 def flatten(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import (
+from samax._core.checks import (
     Scalar,
     ScalarOrSchedule,
     check_callable,
@@ -17,8 +17,8 @@ from samax._checks import (
     check_schedule,
     check_transformation,
 )
-from samax._numerics import at, cast_like, widen
-from samax.groups import Groups, Stacked, find_groups, group_name, squared_norm
+from samax._core.numerics import at, cast_like, widen
+from samax._balance.groups import Groups, Stacked, find_groups, group_name, squared_norm
 
 BalanceRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import (
+from samax._core.checks import (
     check_callable,
     check_count,
     check_parameters,
@@ -15,7 +15,7 @@ from samax._checks import (
     check_scalar_loss,
     check_transformation,
 )
-from samax._numerics import cast_like, norm, tree_wide_dtype, vdot, widen
+from samax._core.numerics import cast_like, norm, tree_wide_dtype, vdot, widen
 
 # XLA runs convolutions inside loops about 22 times slower than outside on CPU, so short loops are
 # unrolled; longer ones stay loops, so that the program stops growing.

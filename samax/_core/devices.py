@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import check_count, check_transformation
-from samax._numerics import cast_like, vary_over, varying_axes, widen
-from samax._stream import stream
-from samax.sharpness_aware import UNROLLED_STEPS, check_inputs, evaluator
+from samax._core.checks import check_count, check_transformation
+from samax._core.numerics import cast_like, vary_over, varying_axes, widen
+from samax._core.loop import stream
+from samax._core.combinator import UNROLLED_STEPS, check_inputs, evaluator
 
 AxisNames: TypeAlias = str | tuple[str, ...]
 

@@ -1,7 +1,7 @@
 """The spectrum of a curvature operator, by matfree: Lanczos, Hutchinson, stochastic quadrature.
 
-Needs `pip install samax[measures]`, and is imported by who asks for it: `import samax.hessian`. The
-operators are those of `samax.hessian_operator`, `samax.gauss_newton_operator` and
+Needs `pip install samax[measures]`, and is imported by who asks for it: `import samax.flatness.spectrum`. The
+operators are those of `samax.flatness.spectrum_operator`, `samax.gauss_newton_operator` and
 `samax.scaled_operator`, or any symmetric linear function of pytrees. Nothing here is random but for
 the key. All costs are in products with the operator, each about two gradients over its data.
 """
@@ -15,11 +15,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 from matfree import stochtrace
 
-from samax._checks import Scalar, check_count, check_scalar
-from samax._keys import typed_key
-from samax._lanczos import counted, flatten, lanczos
-from samax.operators import Operator
-from samax.sharpness import Estimate, Progress, estimate
+from samax._core.checks import Scalar, check_count, check_scalar
+from samax._core.keys import typed_key
+from samax.flatness.lanczos import counted, flatten, lanczos
+from samax.flatness.operators import Operator
+from samax.flatness.perturbations import Estimate, Progress, estimate
 
 
 class Eigenpairs(NamedTuple):
@@ -83,9 +83,9 @@ def top_eigenpairs(
       ValueError: if `k` or `num_products` is out of range.
 
     Examples:
-      >>> import jax.numpy as jnp, samax, samax.hessian
-      >>> product = samax.hessian_operator(lambda w: w @ w + w[0] ** 2, jnp.ones(5))
-      >>> pairs = samax.hessian.top_eigenpairs(product, jnp.ones(5))
+      >>> import jax.numpy as jnp, samax, samax.flatness.spectrum
+      >>> product = samax.flatness.spectrum_operator(lambda w: w @ w + w[0] ** 2, jnp.ones(5))
+      >>> pairs = samax.flatness.spectrum.top_eigenpairs(product, jnp.ones(5))
       >>> print(f"{pairs.values[0]:.3f}")
       4.000
     """

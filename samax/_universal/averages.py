@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from samax._checks import check_scalar_loss
+from samax._core.checks import check_scalar_loss
 
 Psi = Callable[[jax.Array], Any]
 Phi = Callable[[Any], jax.Array]

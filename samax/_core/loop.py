@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from samax._numerics import zero_after
+from samax._core.numerics import zero_after
 
 Carry = TypeVar("Carry")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import optax
 
-from samax._checks import Scalar, ScalarOrSchedule, check_scalar
-from samax.ascent import gradient_ema, normalize, scale_by_abs_params, scale_by_rho
-from samax.descent import (
+from samax._core.checks import Scalar, ScalarOrSchedule, check_scalar
+from samax._core.ascent import gradient_ema, normalize, scale_by_abs_params, scale_by_rho
+from samax._core.descent import (
     WeightRule,
     adaptive_weight,
     decoupled,
@@ -19,7 +19,7 @@ from samax.descent import (
     threshold_rule,
     weighted,
 )
-from samax.sharpness_aware import sharpness_aware
+from samax._core.combinator import sharpness_aware
 
 
 def sam(

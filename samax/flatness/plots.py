@@ -1,6 +1,6 @@
 """Figures of landscapes and spectra, on Matplotlib axes of one's own.
 
-Needs `pip install samax[plots]`, and is imported by who asks for it: `import samax.plots`.
+Needs `pip install samax[plots]`, and is imported by who asks for it: `import samax.flatness.plots`.
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ def plot_spectrum(
     floor: float = 1e-6,
     **line: Any,
 ) -> None:
-    """Draws a spectral density on a logarithmic scale, as `samax.hessian.spectral_density` has it.
+    """Draws a spectral density on a logarithmic scale, as `samax.flatness.spectrum.spectral_density` has it.
 
     Args:
       axes: where.

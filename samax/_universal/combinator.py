@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._accumulator import Accumulator, LogMeanExp, Phi, Psi, Totals
-from samax._checks import (
+from samax._universal.averages import Accumulator, LogMeanExp, Phi, Psi, Totals
+from samax._core.checks import (
     ScalarOrSchedule,
     check_callable,
     check_count,
     check_same_tree,
     check_schedule,
 )
-from samax._keys import is_typed, typed_key, with_type
-from samax._numerics import (
+from samax._core.keys import is_typed, typed_key, with_type
+from samax._core.numerics import (
     at,
     cast_like,
     norm,
@@ -25,9 +25,9 @@ from samax._numerics import (
     varying_axes,
     widen,
 )
-from samax._stream import draw, spread, stream
-from samax.samplers import Sampler
-from samax.sharpness_aware import UNROLLED_STEPS, check_inputs, displace, evaluator
+from samax._core.loop import draw, spread, stream
+from samax.distributions import Sampler
+from samax._core.combinator import UNROLLED_STEPS, check_inputs, displace, evaluator
 
 
 class UniversalMetrics(NamedTuple):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import ScalarOrSchedule, check_scalar, check_schedule, check_transformation
-from samax._keys import typed_key
-from samax._numerics import all_finite, normalized, start_count, widen
+from samax._core.checks import ScalarOrSchedule, check_scalar, check_schedule, check_transformation
+from samax._core.keys import typed_key
+from samax._core.numerics import all_finite, normalized, start_count, widen
 
 
 def normalize(eps: jax.typing.ArrayLike = 0.0) -> optax.GradientTransformation:

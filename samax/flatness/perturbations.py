@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import Scalar, check_callable, check_count, check_parameters, check_scalar
-from samax._keys import typed_key
-from samax._numerics import norm, normalized, widen
-from samax.operators import Batches, mean_loss, mean_loss_and_grad, mean_over
-from samax.samplers import Sampler, gaussian, sphere
-from samax.sharpness_aware import displace
+from samax._core.checks import Scalar, check_callable, check_count, check_parameters, check_scalar
+from samax._core.keys import typed_key
+from samax._core.numerics import norm, normalized, widen
+from samax.flatness.operators import Batches, mean_loss, mean_loss_and_grad, mean_over
+from samax.distributions import Sampler, gaussian, sphere
+from samax._core.combinator import displace
 
 Progress = Callable[[int, int], None]
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import check_transformation
-from samax._numerics import cast_like, widen
-from samax.sharpness_aware import SharpnessAware, SharpnessAwareState, check_inputs
+from samax._core.checks import check_transformation
+from samax._core.numerics import cast_like, widen
+from samax._core.combinator import SharpnessAware, SharpnessAwareState, check_inputs
 
 
 class AlternatingState(NamedTuple):

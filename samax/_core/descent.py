@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from samax._checks import (
+from samax._core.checks import (
     Scalar,
     ScalarOrSchedule,
     check_callable,
@@ -21,7 +21,7 @@ from samax._checks import (
     check_transformation,
     require_clean_gradient,
 )
-from samax._numerics import at, norm, normalized, start_count, tree_wide_dtype, vdot
+from samax._core.numerics import at, norm, normalized, start_count, tree_wide_dtype, vdot
 
 WeightRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._checks import ScalarOrSchedule, check_count
-from samax.samplers import Sampler, cube, gaussian
-from samax.universal import LogMeanExp, universal_sam
+from samax._core.checks import ScalarOrSchedule, check_count
+from samax.distributions import Sampler, cube, gaussian
+from samax._universal.combinator import LogMeanExp, universal_sam
 
 
 def trace_sam(

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from samax._checks import is_masked
+from samax._core.checks import is_masked
 
 Groups: TypeAlias = Any  # a pytree of labels, or a function from parameters to one
 
