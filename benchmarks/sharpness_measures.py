@@ -133,9 +133,13 @@ def measure(
     )
     keep(
         "trace",
-        _numbers(samax.flatness.spectrum.trace(operator, params, key=next(keys), num_samples=samples)),
+        _numbers(
+            samax.flatness.spectrum.trace(operator, params, key=next(keys), num_samples=samples)
+        ),
     )
-    norm = samax.flatness.spectrum.frobenius_norm(operator, params, key=next(keys), num_samples=samples)
+    norm = samax.flatness.spectrum.frobenius_norm(
+        operator, params, key=next(keys), num_samples=samples
+    )
     keep("frobenius_norm", _numbers(norm))
     density = samax.flatness.spectrum.spectral_density(
         operator, params, num_samples=1, key=next(keys), num_products=products

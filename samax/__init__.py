@@ -1,50 +1,35 @@
 """Sharpness-aware training for JAX, as Optax gradient transformations."""
 
-# One update in two calls, for frameworks that pass gradients alone.
-from samax._core.alternating import AlternatingState, alternating, eval_params
+# The combinator, and the methods that are made with it.
+from samax._core.combinator import SharpnessMetrics, sharpness_aware
+from samax._methods.sam import sam, usam
+from samax._methods.asam import asam, scale_by_abs_params
+from samax._methods.vasso import gradient_ema, vasso
+from samax._methods.wsam import decoupled, decoupled_wsam, wsam
+from samax._methods.gsam import gsam, surrogate_gap
+from samax._methods.samar import adaptive_weight, samar, threshold_rule
 
-# Ascent parts: gradient -> perturbation.
+# Parts of an ascent, gradient -> perturbation, and of a descent, both gradients -> direction.
 from samax._core.ascent import (
-    gradient_ema,
     normalize,
     perturb_only,
-    scale_by_abs_params,
     scale_by_rho,
+    scale_to_norm,
     stochastic_rounding,
     weights_only,
 )
+from samax._core.descent import rule, weighted
 
-# Norm balancing.
-from samax._balance.balanced import balanced, das, nbar, obar
+# In place of jax.value_and_grad; a step in two calls; groups of examples, and several devices.
+from samax._core.value_and_grad import value_and_grad
+from samax._core.alternating import AlternatingState, alternating, eval_params
+from samax._core.m_sharpness import m_sharpness
+from samax._core.devices import cross_replica_mean
 
-# Descent parts: clean and perturbed gradient -> direction.
-from samax._core.descent import (
-    adaptive_weight,
-    decoupled,
-    surrogate_gap,
-    threshold_rule,
-    weighted,
-)
-
-# Which leaves are the cores of a group.
-from samax._balance.groups import Stacked, groups_by_path, lora_groups
-
-# Loss landscapes.
-from samax.flatness.landscape import filter_normalized, loss_line, loss_surface, random_direction
-
-# Measures.
-from samax._balance.measures import balancedness, gradient_covariance, norm_deviation
-
-# Methods.
-from samax._methods.sam import asam, decoupled_wsam, gsam, sam, samar, usam, vasso, wsam
-
-# Curvature as operators; samax.flatness.spectrum, imported by who asks for it, measures them.
-from samax.flatness.operators import gauss_newton_operator, hessian_operator, scaled_operator
-
-# Several devices, and groups of examples on one.
-from samax._core.devices import cross_replica_mean, m_sharpness
-
-# Measures mu for the universal class.
+# The universal class, and its distributions.
+from samax._universal.combinator import UniversalMetrics, universal_sam
+from samax._universal.methods import det_sam, frob_sam, trace_sam
+from samax._universal.averages import LogMeanExp
 from samax.distributions import (
     cube,
     gaussian,
@@ -54,20 +39,20 @@ from samax.distributions import (
     sphere,
 )
 
-# Measures of sharpness.
+# Norm balancing; which leaves are the cores of a group; what balance is measured by.
+from samax._balance.balanced import balanced, das, nbar, obar
+from samax._balance.groups import Stacked, groups_by_path, lora_groups
+from samax._balance.measures import balancedness, gradient_covariance, norm_deviation
+
+# Flatness.
+from samax.flatness.landscape import filter_normalized, loss_line, loss_surface, random_direction
+from samax.flatness.operators import gauss_newton_operator, hessian_operator, scaled_operator
 from samax.flatness.perturbations import (
     Estimate,
     average_case_sharpness,
     worst_case_m_sharpness,
     worst_case_sharpness,
 )
-
-# The combinator that methods are made of.
-from samax._core.combinator import SharpnessMetrics, sharpness_aware
-
-# The universal class.
-from samax._universal.combinator import LogMeanExp, UniversalMetrics, universal_sam
-from samax._universal.methods import det_sam, frob_sam, trace_sam
 
 __all__ = [
     "AlternatingState",
@@ -109,10 +94,12 @@ __all__ = [
     "perturb_only",
     "rademacher",
     "random_direction",
+    "rule",
     "sam",
     "samar",
     "scale_by_abs_params",
     "scale_by_rho",
+    "scale_to_norm",
     "scaled_by_layer",
     "scaled_by_params",
     "scaled_operator",
@@ -124,6 +111,7 @@ __all__ = [
     "trace_sam",
     "universal_sam",
     "usam",
+    "value_and_grad",
     "vasso",
     "weighted",
     "weights_only",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from samax._balance.groups import Groups, Stacked, find_groups, group_name, squared_norm
 from samax._core.checks import (
     Scalar,
     ScalarOrSchedule,
@@ -17,8 +18,8 @@ from samax._core.checks import (
     check_schedule,
     check_transformation,
 )
-from samax._core.numerics import at, cast_like, widen
-from samax._balance.groups import Groups, Stacked, find_groups, group_name, squared_norm
+from samax._core.numerics import cast_like, widen
+from samax._core.schedules import at
 
 BalanceRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 

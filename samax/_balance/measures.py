@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from samax._balance.groups import Groups, Stacked, find_groups, group_name, squared_norm
 from samax._core.checks import check_same_tree
 from samax._core.numerics import widen
-from samax._balance.groups import Groups, Stacked, find_groups, group_name, squared_norm
 
 
 def balancedness(params: Any, groups: Groups) -> dict[str, jax.Array]:

@@ -6,15 +6,19 @@ ascent keeps the sign of the gradient. `sharpness_aware` hands over gradients in
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from samax._core.checks import ScalarOrSchedule, check_scalar, check_schedule, check_transformation
-from samax._core.keys import typed_key
-from samax._core.numerics import all_finite, normalized, start_count, widen
+from samax._core.checks import ScalarOrSchedule, check_mask, check_scalar, check_transformation
+from samax._core.keys import Key, check_key, next_key, start_key
+from samax._core.numerics import normalized, widen
+from samax._core.schedules import scheduled
+
+# A pytree of booleans like the parameters, or a function from them to one.
+Mask: TypeAlias = Any | Callable[[optax.Params], Any]
 
 
 def normalize(eps: jax.typing.ArrayLike = 0.0) -> optax.GradientTransformation:
@@ -23,8 +27,7 @@ def normalize(eps: jax.typing.ArrayLike = 0.0) -> optax.GradientTransformation:
     $$ g \mapsto \frac{g}{\lVert g \rVert + \texttt{eps}} $$
 
     The norm is over all leaves, accumulated in float32 or wider, and safe from underflow and
-    overflow. A zero gradient gives zero, never NaN, and so does one with a non-finite entry: the
-    base optimizer then sees the bad gradient as it is.
+    overflow. A zero gradient gives zero, never NaN.
 
     Args:
       eps: added to the norm. The formula of the papers has none (0, the default); published code
@@ -47,7 +50,7 @@ def normalize(eps: jax.typing.ArrayLike = 0.0) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: normalized(widen(updates), eps))
 
 
-def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformation:
+def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies by the perturbation radius, a number or a schedule.
 
     $$ g \mapsto \rho_t \, g $$
@@ -56,15 +59,15 @@ def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformation:
     `rho * ||g||`.
 
     Args:
-      rho: the radius, at least 0, or a schedule of it over the training steps. A schedule is
-        looked at when the transformation is built, over the first 2,000 steps and sparsely up to
-        step 1e7; should it be negative where it was not looked at, 0 is used.
+      rho: the radius, at least 0, or a schedule of it over the training steps. `init` looks at a
+        schedule over the first 2,000 steps and sparsely up to step 1e7; should it be negative
+        where it was not looked at, 0 is used.
 
     Returns:
-      A transformation with the step count as its state.
+      A transformation; with a schedule its state is the step count, and empty with a number.
 
     Raises:
-      ValueError: if `rho` is negative or not finite, or a schedule that is at some step.
+      ValueError: if `rho` is negative or not finite; in `init`, if a schedule is at some step.
 
     Examples:
       A radius that follows a learning rate between two bounds, kept from going negative while the
@@ -73,96 +76,45 @@ def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformation:
       >>> import jax.numpy as jnp, optax, samax
       >>> rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000, 0.01)
       >>> rho = lambda step: jnp.maximum(0.0, 0.02 + 0.03 * (rate(step) - 0.01) / 0.09)
-      >>> ascent = optax.chain(samax.normalize(), samax.scale_by_rho(rho))
+      >>> tx = optax.chain(samax.sam(rho), optax.sgd(rate))
     """
-    check_schedule("rho", rho)
 
-    def update(
-        updates: optax.Updates,
-        state: optax.ScaleByScheduleState,
-        params: optax.Params | None = None,
-    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
-        del params
-        radius = jnp.maximum(rho(state.count), 0.0) if callable(rho) else rho
-        updates = jax.tree.map(lambda g: (g * radius).astype(g.dtype), updates)
-        return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+    def scale(radius: jax.typing.ArrayLike, updates: optax.Updates) -> optax.Updates:
+        return jax.tree.map(lambda g: (g * radius).astype(g.dtype), updates)
 
-    return optax.GradientTransformation(start_count, update)
+    return scheduled("rho", rho, lambda radius, updates, **_: scale(radius, updates))
 
 
-def scale_by_abs_params(t0: jax.typing.ArrayLike = 0.0) -> optax.GradientTransformation:
-    r"""Multiplies elementwise by the size of the parameters, ASAM's operator.
+def scale_to_norm(
+    rho: ScalarOrSchedule, eps: jax.typing.ArrayLike = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales to the norm rho: SAM's perturbation, `normalize` and then `scale_by_rho`.
 
-    $$ g \mapsto T_w \, g, \qquad T_w = |w| + t_0 $$
-
-    ASAM's perturbation is this part, `normalize`, this part again, and `scale_by_rho`. Wrap it in
-    `optax.masked(..., mask)` to scale some leaves only, T = 1 for the others.
+    $$ g \mapsto \rho_t \, \frac{g}{\lVert g \rVert + \texttt{eps}} $$
 
     Args:
-      t0: added to `|w|`, at least 0, so that parameters near zero are perturbed too.
+      rho: the radius, at least 0, or a schedule of it; see `scale_by_rho`.
+      eps: added to the norm; see `normalize`.
 
     Returns:
-      A stateless transformation that needs `params`.
+      A transformation; with a schedule its state is the step count, and empty with a number.
 
     Raises:
-      ValueError: if `t0` is negative or not finite, or if `update` gets no `params`.
+      ValueError: if `rho` or `eps` is negative or not finite; in `init`, if a schedule is at some
+        step.
+
+    Examples:
+      >>> import jax.numpy as jnp, samax
+      >>> grads, ascent = {"w": jnp.array([3.0, 4.0])}, samax.scale_to_norm(0.5)
+      >>> eps, _ = ascent.update(grads, ascent.init(grads))
+      >>> print(eps["w"])
+      [0.3 0.4]
     """
-    check_scalar("t0", t0)
-
-    def scale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        if params is None:
-            raise ValueError("scale_by_abs_params needs params: pass them to update.")
-        return jax.tree.map(
-            lambda g, w: (g * (jnp.abs(w) + t0)).astype(g.dtype), updates, widen(params)
-        )
-
-    return optax.stateless(scale)
-
-
-def gradient_ema(theta: jax.typing.ArrayLike) -> optax.GradientTransformation:
-    r"""Replaces the gradient by its exponential moving average, VaSSO's variance suppression.
-
-    $$ d_0 = g_0, \qquad d_t = (1 - \theta) \, d_{t-1} + \theta \, g_t $$
-
-    The average starts at the first gradient, so it needs no bias correction (which is what
-    `optax.ema` would apply). A gradient with a non-finite entry leaves it as it is.
-
-    Args:
-      theta: the weight of the new gradient, in (0, 1]; 1 gives SAM.
-
-    Returns:
-      A transformation whose state holds the average in float32 or wider.
-
-    Raises:
-      ValueError: if `theta` is outside (0, 1].
-    """
-    check_scalar("theta", theta, high=1.0, include_low=False)
-
-    def init(params: optax.Params) -> optax.EmaState:
-        ema = jax.tree.map(jnp.zeros_like, widen(params))
-        return optax.EmaState(count=jnp.zeros((), jnp.int32), ema=ema)
-
-    def update(
-        updates: optax.Updates, state: optax.EmaState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.EmaState]:
-        del params
-        updates = widen(updates)
-        usable = all_finite(updates)
-        first = state.count == 0
-
-        def average(g: jax.Array, d: jax.Array) -> jax.Array:
-            moved = jnp.where(first, g, (1.0 - theta) * d + theta * g)
-            return jnp.where(usable, moved, d).astype(d.dtype)
-
-        ema = jax.tree.map(average, updates, state.ema)
-        count = jnp.where(usable, optax.safe_increment(state.count), state.count)
-        return ema, optax.EmaState(count=count, ema=ema)
-
-    return optax.GradientTransformation(init, update)
+    return optax.chain(normalize(eps), scale_by_rho(rho))
 
 
 def perturb_only(
-    ascent: optax.GradientTransformation, mask: Any | Callable[[optax.Params], Any]
+    ascent: optax.GradientTransformation, mask: Mask | None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Perturbs the leaves that `mask` marks and leaves the others where they are.
 
@@ -172,21 +124,28 @@ def perturb_only(
     Args:
       ascent: any ascent.
       mask: a pytree of booleans like the parameters (or a prefix of it), or a function that makes
-        one from a pytree of the parameters' structure and shapes.
+        one from a pytree of the parameters' structure and shapes. None marks all leaves.
 
     Returns:
       The masked ascent.
 
+    Raises:
+      TypeError: if `ascent` is no transformation, or `mask` neither a function nor of booleans.
+
     Examples:
-      SAM that perturbs the LoRA factors alone:
+      An ascent by Adam's direction that perturbs the LoRA factors alone (the methods have it as an
+      argument, `samax.sam(0.05, mask=is_lora)`):
 
       >>> import jax, optax, samax
-      >>> ascent = optax.chain(samax.normalize(), samax.scale_by_rho(0.05))
+      >>> ascent = optax.chain(optax.scale_by_adam(), samax.scale_to_norm(0.05))
       >>> is_lora = lambda params: jax.tree_util.tree_map_with_path(
       ...     lambda path, _: "lora" in jax.tree_util.keystr(path), params)
       >>> tx = samax.sharpness_aware(samax.perturb_only(ascent, is_lora))
     """
     check_transformation("ascent", ascent)
+    if mask is None:
+        return optax.with_extra_args_support(ascent)
+    check_mask("mask", mask)
 
     def labels(params: optax.Params) -> Any:
         marked = mask(params) if callable(mask) else mask
@@ -207,12 +166,12 @@ def weights_only(params: optax.Params) -> Any:
 
 
 class StochasticRoundingState(NamedTuple):
-    """The key of the next draw, as raw key data, which checkpoints and tree maps can handle."""
+    """The key of the next draw: a typed key if one was passed, and raw key data otherwise."""
 
     rng_key: jax.Array
 
 
-def stochastic_rounding(key: jax.Array | int) -> optax.GradientTransformation:
+def stochastic_rounding(key: Key) -> optax.GradientTransformation:
     r"""Makes the perturbed point of low-precision parameters right on average.
 
     With bfloat16 or float16 parameters a perturbation below half a unit in the last place vanishes
@@ -233,32 +192,31 @@ def stochastic_rounding(key: jax.Array | int) -> optax.GradientTransformation:
     Returns:
       A transformation that needs `params`.
 
+    Raises:
+      TypeError: if `key` is neither a seed nor one key.
+
     Examples:
       >>> import optax, samax
-      >>> ascent = optax.chain(
-      ...     samax.normalize(), samax.scale_by_rho(0.05), samax.stochastic_rounding(0))
+      >>> ascent = optax.chain(samax.scale_to_norm(0.05), samax.stochastic_rounding(0))
     """
-    typed = typed_key(key)
-    implementation = jax.random.key_impl(typed)
+    check_key("key", key)
 
     def init(params: optax.Params) -> StochasticRoundingState:
         del params
-        return StochasticRoundingState(rng_key=jax.random.key_data(typed))
+        return StochasticRoundingState(rng_key=start_key(key))
 
     def update(
         updates: optax.Updates, state: StochasticRoundingState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, StochasticRoundingState]:
         if params is None:
             raise ValueError("stochastic_rounding needs params: pass them to update.")
-        current = jax.random.wrap_key_data(state.rng_key, impl=implementation)
-        following, draw = jax.random.split(current)
+        following, draw = next_key(state.rng_key)
         eps, structure = jax.tree.flatten(updates)
         rounded = [
             _round_stochastically(jax.random.fold_in(draw, i), e, w)
             for i, (e, w) in enumerate(zip(eps, jax.tree.leaves(params), strict=True))
         ]
-        state = StochasticRoundingState(rng_key=jax.random.key_data(following))
-        return jax.tree.unflatten(structure, rounded), state
+        return jax.tree.unflatten(structure, rounded), StochasticRoundingState(following)
 
     return optax.GradientTransformation(init, update)
 

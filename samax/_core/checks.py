@@ -1,6 +1,8 @@
 """Argument checks: one clear error that names the argument, the value and the fix."""
 
-from typing import Any, TypeAlias
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,11 @@ import optax
 Scalar: TypeAlias = jax.typing.ArrayLike
 ScalarOrSchedule: TypeAlias = jax.typing.ArrayLike | optax.Schedule
 
-# Where a schedule is looked at when a transformation is built: every one of the first steps, where
-# warm-ups live, and then ever sparser ones.
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Where `init` looks at a schedule: every one of the first steps, where warm-ups live, and then ever
+# sparser ones.
 _PROBED_STEPS = np.unique(
     np.concatenate([np.arange(2_000), np.geomspace(2_000, 1e7, 200)]).astype(np.int32)
 )
@@ -66,18 +71,26 @@ def check_count(name: str, value: int, low: int = 1) -> int:
 
 
 def check_schedule(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
-    """Returns a non-negative finite number, or a schedule that has only such values, as it is.
+    """Returns a non-negative finite number, or a schedule, as it is.
+
+    A schedule runs JAX, so that its values are looked at in `init`: see `probe_schedule`.
+    """
+    return value if callable(value) else check_scalar(name, value)
+
+
+def probe_schedule(name: str, value: ScalarOrSchedule) -> None:
+    """Looks at a schedule where warm-ups live and beyond, and at a number not at all.
 
     Raises:
-      ValueError: if the number, or the schedule at a probed step, is negative or not finite.
-      TypeError: if it is neither a number nor a schedule of scalars.
+      ValueError: if the schedule is negative or not finite at a probed step.
+      TypeError: if it is no schedule of scalars.
     """
     if not callable(value):
-        return check_scalar(name, value)
+        return
     with jax.ensure_compile_time_eval():
         values = jax.vmap(value)(jnp.asarray(_PROBED_STEPS))
     if isinstance(values, jax.core.Tracer):
-        return value
+        return
     if values.shape != _PROBED_STEPS.shape:
         raise TypeError(
             f"The schedule {name} must map a step to one number, got an array of shape "
@@ -90,24 +103,53 @@ def check_schedule(name: str, value: ScalarOrSchedule) -> ScalarOrSchedule:
             f"The schedule {name} must stay finite and non-negative, got {values[first]} at step "
             f"{_PROBED_STEPS[first]}; clip it, as in lambda step: jnp.maximum(0, schedule(step))."
         )
-    return value
 
 
 def check_callable(name: str, value: object, signature: str) -> None:
     """Raises a `TypeError` unless `value` can be called."""
     if not callable(value):
         raise TypeError(
-            f"{name} must be a function {signature}, got {value!r} of type {type(value).__name__}."
+            f"{name} must be a function {signature}, got {value!r} of type {type(value).__name__}; "
+            "optax.inject_hyperparams calls functions as schedules: name it in static_args there."
         )
 
 
 def check_transformation(name: str, value: object) -> None:
     """Raises a `TypeError` unless `value` is an Optax transformation (not its factory)."""
-    if not (hasattr(value, "init") and hasattr(value, "update")):
+    if not _is_transformation(value):
         raise TypeError(
             f"{name} must be an Optax gradient transformation, got {value!r}; "
             "call the factory first, as in samax.normalize()."
         )
+
+
+def check_mask(name: str, mask: Any) -> None:
+    """Raises a `TypeError` if a mask is an array, or unless its leaves are booleans."""
+    if callable(mask):
+        return
+    for leaf in [mask] if isinstance(mask, (jax.Array, np.ndarray)) else jax.tree.leaves(mask):
+        if not isinstance(leaf, (bool, np.bool_)):
+            raise TypeError(
+                f"{name} must be a pytree of Python booleans like the parameters, or a function "
+                f"from them to one, got {leaf!r}; optax.inject_hyperparams calls functions as "
+                "schedules: name it in static_args there."
+            )
+
+
+def refuse_optimizer(recipe: Callable[P, R]) -> Callable[P, R]:
+    """Makes `sam(optimizer, rho=...)`, as other libraries have it, an error that shows the chain."""
+
+    @functools.wraps(recipe)
+    def build(*args: P.args, **kwargs: P.kwargs) -> R:
+        if args and _is_transformation(args[0]):
+            name = recipe.__name__
+            raise TypeError(
+                f"{name} takes no optimizer: it gives a gradient, which the optimizer follows, as "
+                f"in optax.chain(samax.{name}(rho=0.05), optimizer)."
+            )
+        return recipe(*args, **kwargs)
+
+    return build
 
 
 def check_parameters(name: str, tree: Any) -> None:
@@ -118,7 +160,8 @@ def check_parameters(name: str, tree: Any) -> None:
                 f"{name} holds an optax.MaskedNode at {_show(path)}: a sharpness-aware "
                 "transformation inside optax.masked, optax.partition or multi_transform sees only "
                 "a part of the tree, while the loss needs all of it. Put it outside, first in "
-                "optax.chain, and choose what is perturbed with samax.perturb_only(ascent, mask)."
+                "optax.chain, and choose what is perturbed with mask=, as in samax.sam(rho, mask=mask), "
+                "or samax.perturb_only(ascent, mask)."
             )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -175,6 +218,10 @@ def require_clean_gradient(rule: str, clean_grad: optax.Updates | None) -> optax
 def is_masked(leaf: object) -> bool:
     """Whether a leaf is one that `optax.masked` hides."""
     return isinstance(leaf, optax.MaskedNode)
+
+
+def _is_transformation(value: object) -> bool:
+    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def _is_array(value: object) -> bool:

@@ -1,13 +1,12 @@
-"""Arithmetic over pytrees that neither overflows nor makes a NaN of its own."""
+"""Arithmetic over pytrees that neither overflows nor hides a NaN."""
 
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-
-from samax._core.checks import ScalarOrSchedule
 
 
 def wide_dtype(*dtypes: Any) -> jnp.dtype:
@@ -17,28 +16,37 @@ def wide_dtype(*dtypes: Any) -> jnp.dtype:
 
 def widen(tree: Any) -> Any:
     """Casts float16 and bfloat16 leaves to float32 and leaves the wider ones as they are."""
-    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)
+    return jax.tree.map(_widen_leaf, tree)
 
 
 def tree_wide_dtype(tree: Any) -> jnp.dtype:
     """The dtype in which scalars that belong to `tree` are kept."""
-    return wide_dtype(*(jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)))
+    return wide_dtype(*{jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)})
 
 
 def cast_like(tree: Any, target: Any) -> Any:
     """Casts the leaves of `tree` to the dtypes of `target`."""
-    return jax.tree.map(lambda x, t: x.astype(jnp.result_type(t)), tree, target)
+    return jax.tree.map(_cast_leaf, tree, target)
 
 
-def start_count(params: optax.Params) -> optax.ScaleByScheduleState:
-    """The initial state of a transformation that counts its updates for a schedule."""
-    del params
-    return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+def zeros_like(tree: Any) -> Any:
+    """Zeros of the shapes, dtypes and shardings of `tree`, whose leaves may be abstract."""
+    return jax.tree.map(jnp.zeros_like, tree)
 
 
-def at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
-    """The value of a number or a schedule at an update."""
-    return jnp.asarray(value(count) if callable(value) else value)
+def select(condition: jax.Array, chosen: Any, other: Any) -> Any:
+    """`chosen` where the scalar condition holds, and `other` where not; both are evaluated."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, other)
+
+
+def displace(params: optax.Params, eps: optax.Updates) -> optax.Params:
+    """`params + eps`, summed in float32 or wider and rounded to the dtypes of `params`."""
+    return jax.tree.map(lambda w, e: _cast_leaf(_widen_leaf(w) + _widen_leaf(e), w), params, eps)
+
+
+def difference(left: Any, right: Any) -> Any:
+    """`left - right` in float32 or wider."""
+    return jax.tree.map(lambda x, y: _widen_leaf(x) - _widen_leaf(y), left, right)
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -64,56 +72,34 @@ def norm(tree: Any) -> jax.Array:
 
 
 def normalized(tree: Any, eps: jax.typing.ArrayLike = 0.0) -> Any:
-    """`tree / (||tree|| + eps)` with the global l2 norm, or zero where that is not defined.
+    """`tree / (||tree|| + eps)` with the global l2 norm, and zero for a zero tree.
 
     The entries are divided by the largest one before they are squared, so that the norm of tiny
-    gradients does not underflow and that of huge ones does not overflow. A zero tree, and one
-    with a non-finite entry, give zero.
+    gradients does not underflow and that of huge ones does not overflow.
     """
     largest = max_abs(tree)
-    defined = jnp.isfinite(largest) & (largest > 0)
-    largest, defined = jax.lax.optimization_barrier((jnp.where(defined, largest, 1.0), defined))
+    zero = largest == 0
+    largest, zero = jax.lax.optimization_barrier((jnp.where(zero, 1.0, largest), zero))
     scaled = jax.tree.map(lambda x: x / largest.astype(x.dtype), tree)
-    total = jnp.where(defined, norm(scaled), 1.0) + eps / largest
+    total = jnp.where(zero, 1.0, norm(scaled)) + eps / largest
     factor = jax.lax.optimization_barrier(1.0 / total)
-    return jax.tree.map(lambda x: jnp.where(defined, x * factor.astype(x.dtype), 0.0), scaled)
+    return jax.tree.map(lambda x: x * factor.astype(x.dtype), scaled)
 
 
-def zero_after(tree: Any) -> jax.Array:
-    """A zero, int32, that XLA does not know before the leaves of `tree` are there.
-
-    What is made from it waits for them. Evaluations of a gradient that do not depend on one another
-    XLA would run at once, without a loop, and hold the activations of all of them; on CPU an
-    `optimization_barrier` is gone before the program is scheduled.
-    """
-    ready = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
-    return (0.0 * jnp.where(jnp.isfinite(ready), ready, 0.0)).astype(jnp.int32)
-
-
-def varying_axes(*trees: Any) -> frozenset[str]:
-    """The axes of a `shard_map` over which leaves may differ by their types; none where untyped."""
-    axes: frozenset[str] = frozenset()
-    for leaf in jax.tree.leaves(trees):
-        array_type = jax.typeof(leaf)
-        if hasattr(array_type, "manual_axis_type"):
-            axes |= array_type.manual_axis_type.varying
-        else:  # before JAX 0.10
-            axes |= getattr(array_type, "vma", frozenset())
-    return axes
+def _widen_leaf(leaf: Any) -> Any:
+    dtype = jnp.result_type(leaf)
+    wide = wide_dtype(dtype)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.update(dtype=wide)
+    if wide == dtype and isinstance(leaf, (jax.Array, np.ndarray)):
+        return leaf
+    return jnp.asarray(leaf, wide)
 
 
-def vary_over(axes: frozenset[str], tree: Any) -> Any:
-    """`tree`, to start a loop whose results differ over `axes` of a `shard_map`."""
-
-    def cast(leaf: jax.Array) -> jax.Array:
-        missing = tuple(axes - varying_axes(leaf))
-        if not missing:
-            return leaf
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(leaf, missing, to="varying")
-        return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined]
-
-    return jax.tree.map(cast, tree)
+def _cast_leaf(leaf: Any, target: Any) -> Any:
+    dtype = jnp.result_type(target)
+    same = leaf.dtype == dtype and not getattr(leaf, "weak_type", False)
+    return leaf if same else leaf.astype(dtype)
 
 
 def _gather(scalars: list[jax.Array], tree: Any) -> jax.Array:

@@ -1,33 +1,36 @@
 """The universal class: (phi, psi, mu)-sharpness, and the regularizer that minimizes it."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from samax._universal.averages import Accumulator, LogMeanExp, Phi, Psi, Totals
 from samax._core.checks import (
     ScalarOrSchedule,
     check_callable,
     check_count,
+    check_parameters,
     check_same_tree,
     check_schedule,
+    probe_schedule,
 )
-from samax._core.keys import is_typed, typed_key, with_type
+from samax._core.combinator import untracked
+from samax._core.compat import vary_over, varying_axes
+from samax._core.evaluation import check_inputs, evaluator
+from samax._core.keys import Key, check_key, next_key, start_key
+from samax._core.loop import UNROLLED_STEPS, draw, spread, stream
 from samax._core.numerics import (
-    at,
+    all_finite,
     cast_like,
+    displace,
     norm,
     tree_wide_dtype,
-    vary_over,
-    varying_axes,
     widen,
 )
-from samax._core.loop import draw, spread, stream
+from samax._core.schedules import at
+from samax._universal.averages import Accumulator, LogMeanExp, Phi, Psi, Totals
 from samax.distributions import Sampler
-from samax._core.combinator import UNROLLED_STEPS, check_inputs, displace, evaluator
 
 
 class UniversalMetrics(NamedTuple):
@@ -76,7 +79,7 @@ def universal_sam(
     num_samples: int = 1,
     batch_size: int = 1,
     antithetic: bool = False,
-    key: jax.Array | int = 0,
+    key: Key = 0,
     unroll: int | None = None,
     sharding: jax.sharding.NamedSharding | None = None,
     track: bool = False,
@@ -170,48 +173,37 @@ def universal_sam(
     visits = _visits(num_samples, batch_size, antithetic, sharding)
     unroll = (visits if visits <= UNROLLED_STEPS else 1) if unroll is None else unroll
     check_count("unroll", unroll)
-    start_key = typed_key(key)
-    implementation = jax.random.key_impl(start_key)
+    check_key("key", key)
 
     def init(params: optax.Params) -> UniversalState:
-        check_inputs(params, params, None)
-        dtype = tree_wide_dtype(params)
+        check_parameters("params", params)
+        probe_schedule("rho", rho)
+        probe_schedule("lam", lam)
         return UniversalState(
             step=jnp.zeros((), jnp.int32),
-            # A copy: a state that is donated would take the caller's key with it.
-            rng_key=jnp.copy(start_key if is_typed(key) else jax.random.key_data(start_key)),
-            metrics=UniversalMetrics(*(jnp.full((), jnp.nan, dtype) for _ in range(7)))
-            if track
-            else optax.EmptyState(),
+            rng_key=start_key(key),
+            metrics=untracked(UniversalMetrics, params) if track else optax.EmptyState(),
         )
 
     def update(
         updates: optax.Updates,
         state: UniversalState,
         params: optax.Params | None = None,
-        *,
-        value: jax.typing.ArrayLike | None = None,
-        value_fn: Callable[[optax.Params], jax.Array] | None = None,
-        grad_fn: Callable[[optax.Params], optax.Updates] | None = None,
-        value_and_grad_fn: Callable[[optax.Params], Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, UniversalState]:
-        del extra_args
-        check_inputs(updates, params, value)
-        if grad_fn is not None:
+        if extra_args.get("grad_fn") is not None:
             raise ValueError(
                 "universal_sam needs the losses at the perturbed points, and grad_fn returns none: "
                 "pass value_fn or value_and_grad_fn."
             )
-        functions = {"value_fn": value_fn, "value_and_grad_fn": value_and_grad_fn}
-        evaluate = evaluator({name: fn for name, fn in functions.items() if fn is not None})
+        evaluate = evaluator(extra_args)
+        check_inputs(updates, params, extra_args)
+        value = extra_args.get("value")
         if value is None:  # under jit the gradient that comes with it is not computed
             value = evaluate(params)[0]
         dtype = tree_wide_dtype(params)
         clean, loss = widen(updates), jnp.asarray(value, dtype)
-        radius, strength = (
-            jnp.maximum(at(number, state.step), 0.0).astype(dtype) for number in (rho, lam)
-        )
+        radius, strength = (at(number, state.step).astype(dtype) for number in (rho, lam))
         accumulator = Accumulator(psi, dtype)
 
         def look(key: jax.Array, sign: jax.Array) -> tuple[jax.Array, optax.Updates, jax.Array]:
@@ -232,21 +224,21 @@ def universal_sam(
             totals = accumulator.add(sums.totals, (losses - loss) / radius**2, differences)
             return _Sums(totals, sums.loss + losses.sum(), sums.distance + distances.sum()), None
 
-        following, key = jax.random.split(with_type(state.rng_key, implementation))
+        following, key = next_key(state.rng_key)
         draws = draw(key, (visits, batch_size), antithetic, dtype)
         start = _Sums(accumulator.start(clean), jnp.zeros((), dtype), jnp.zeros((), dtype))
         sums, _ = stream(visit, vary_over(varying_axes(updates, params), start), draws, unroll)
         sharpness, slope = accumulator.regularizer(phi, sums.totals, num_samples)
-        # Where nothing is to be added, nothing is: 0 times what is not finite is not 0, and rho = 0
-        # has no D.
-        regularized = (radius > 0) & (strength > 0)
+        # Where nothing is to be added, nothing is: rho = 0 has no D, and a gradient with a
+        # non-finite entry passes as it is.
+        regularized = (radius > 0) & (strength > 0) & all_finite(clean)
         direction = jax.tree.map(
             lambda g, s: jnp.where(regularized, g + (strength * s).astype(g.dtype), g), clean, slope
         )
         measured = _measure(loss, sums, num_samples, clean, sharpness, slope) if track else None
         state = UniversalState(
             step=optax.safe_increment(state.step),
-            rng_key=following if is_typed(state.rng_key) else jax.random.key_data(following),
+            rng_key=following,
             metrics=cast_like(measured, state.metrics) if track else state.metrics,
         )
         return cast_like(direction, updates), state

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from samax._core.checks import ScalarOrSchedule, check_count
-from samax.distributions import Sampler, cube, gaussian
 from samax._universal.combinator import LogMeanExp, universal_sam
+from samax.distributions import Sampler, cube, gaussian
 
 
 def trace_sam(

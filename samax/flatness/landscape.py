@@ -13,7 +13,7 @@ from samax._core.numerics import widen
 from samax.flatness.operators import Batches, mean_over
 from samax.distributions import gaussian
 from samax.flatness.perturbations import Progress
-from samax._core.combinator import displace
+from samax._core.numerics import displace
 
 
 def filter_normalized(direction: Any, params: optax.Params) -> Any:

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._core.checks import Scalar, check_callable, check_parameters, check_scalar, check_scalar_loss
+from samax._core.checks import (
+    Scalar,
+    check_callable,
+    check_parameters,
+    check_scalar,
+    check_scalar_loss,
+)
 from samax._core.numerics import widen
 
 Batches: TypeAlias = Iterable[Any]

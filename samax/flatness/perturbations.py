@@ -12,7 +12,7 @@ from samax._core.keys import typed_key
 from samax._core.numerics import norm, normalized, widen
 from samax.flatness.operators import Batches, mean_loss, mean_loss_and_grad, mean_over
 from samax.distributions import Sampler, gaussian, sphere
-from samax._core.combinator import displace
+from samax._core.numerics import displace
 
 Progress = Callable[[int, int], None]
 

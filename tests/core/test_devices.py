@@ -225,11 +225,11 @@ def test_three_ways_to_evaluate_groups():
 def test_groups_cost_what_sam_costs():
     """Two gradients of each example: XLA drops the clean gradient of the whole batch."""
     inputs = jnp.ones((64, 16))
-    loss = lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2)
+    loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
 
     def flops(tx, **extra):
         def step(w, x):
-            fn = loss if extra else functools.partial(loss, x=x)
+            fn = loss if extra else functools.partial(loss, batch=x)
             batch = {"batch": x} if extra else {}
             return tx.update(jax.grad(loss)(w, x), tx.init(w), w, value_fn=fn, **batch)[0]
 
@@ -247,7 +247,7 @@ def test_groups_are_streamed():
 
     def memory(num_groups, unroll):
         tx = samax.m_sharpness(samax.sam(RHO), num_groups, unroll=unroll)
-        loss = lambda w, x: jnp.mean(jnp.tanh(jnp.tanh(x @ w) @ w) ** 2)
+        loss = lambda w, batch: jnp.mean(jnp.tanh(jnp.tanh(batch @ w) @ w) ** 2)
         step = lambda w, x: tx.update(w, tx.init(w), w, value_fn=loss, batch=x)[0]
         shapes = jnp.ones((32, 32)), jnp.ones((256 * num_groups, 32))
         return jax.jit(step).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
@@ -297,6 +297,11 @@ def test_errors():
         tx.update(grads, state, initial(), value_fn=loss_fn, batch=BATCH)
     with pytest.raises(ValueError, match=r"shape \(\)"):
         tx.update(grads, state, initial(), value_fn=loss_fn, batch=jnp.ones(()))
+    with pytest.raises(TypeError, match="so it must name it, as in value_fn"):
+        closed = lambda params: loss_fn(params, BATCH)
+        samax.m_sharpness(samax.sam(RHO), 2).update(
+            grads, state, initial(), value_fn=closed, batch=BATCH
+        )
     with pytest.raises(ValueError, match="m_sharpness needs the batch"):
         tx.update(grads, state, initial(), value_fn=loss_fn)
     with pytest.raises(ValueError, match="exactly one of value_fn, grad_fn"):

@@ -104,8 +104,10 @@ def test_around_sam_the_last_micro_batch_alone_is_evaluated():
 
 
 def test_around_two_calls_every_micro_batch_is_seen_twice():
-    """`MultiSteps(alternating(sam, base), k)` needs no function: SAM on the accumulated batch."""
-    tx = optax.MultiSteps(samax.alternating(samax.sam(RHO), optax.sgd(RATE)), len(MICRO_BATCHES))
+    """`MultiSteps(alternating(chain(sam, base)), k)` needs no function: SAM on the accumulated batch."""
+    tx = optax.MultiSteps(
+        samax.alternating(optax.chain(samax.sam(RHO), optax.sgd(RATE))), len(MICRO_BATCHES)
+    )
 
     @jax.jit
     def micro_call(params, state, batch):

@@ -14,7 +14,7 @@ METHODS = {
     "sam": samax.sam,
     "usam": samax.usam,
     "asam": samax.asam,
-    "asam_weights": functools.partial(samax.asam, mask=samax.weights_only),
+    "asam_weights": functools.partial(samax.asam, scaled=samax.weights_only),
     "vasso": functools.partial(samax.vasso, theta=0.4),
     "wsam": samax.wsam,
     "gsam": samax.gsam,

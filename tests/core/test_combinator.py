@@ -26,7 +26,7 @@ def run_once(tx, params, **extra):
 
 
 def sam_ascent(rho=0.1):
-    return optax.chain(samax.normalize(), samax.scale_by_rho(rho))
+    return samax.scale_to_norm(rho)
 
 
 def reference_gradient(params, rho, steps=1):
@@ -263,16 +263,17 @@ class TestErrors:
     def test_schedules(self):
         rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000, 0.01)
         tied = lambda step: 0.02 + 0.03 * (rate(step) - 0.01) / 0.05
-        samax.sam(lambda step: jnp.maximum(0.0, tied(step)))
+        look = lambda rho: samax.sam(rho).init(jnp.zeros(1))
+        look(lambda step: jnp.maximum(0.0, tied(step)))
         with pytest.raises(ValueError, match=r"schedule rho must stay.*at step 500;"):
-            samax.sam(lambda step: jnp.where(step < 500, 0.1, -0.1))
+            look(lambda step: jnp.where(step < 500, 0.1, -0.1))
         negative = lambda step: tied(step) - 0.03
         with pytest.raises(ValueError, match=r"schedule rho must stay.*got -0.0.* at step 0; clip"):
-            samax.sam(negative)
+            look(negative)
         with pytest.raises(ValueError, match="schedule rho must stay"):
-            samax.sam(lambda step: 1.0 / step)
+            look(lambda step: 1.0 / step)
         with pytest.raises(TypeError, match=r"must map a step to one number.*\(2,\)"):
-            samax.sam(lambda step: jnp.stack([step, step]))
+            look(lambda step: jnp.stack([step, step]))
 
     def test_a_negative_value_where_the_schedule_was_not_looked_at_counts_as_zero(self, params):
         unseen = 2_003

@@ -38,7 +38,7 @@ def test_asam(case, problem):
     if mask is not None:
         marks = mask(dict.fromkeys(problem["init"], 0.0))
         assert [name for name, marked in marks.items() if marked] == scaled
-    asam = samax.asam(hyper["rho"], t0=hyper.get("eta", 0.0), mask=mask, eps=hyper["eps"])
+    asam = samax.asam(hyper["rho"], t0=hyper.get("eta", 0.0), scaled=mask, eps=hyper["eps"])
     tx = optax.chain(asam, base_optimizer(case["base_optimizer"]))
     assert largest_error(case, problem, tx) < TOLERANCE
 
@@ -73,10 +73,8 @@ def test_wsam(case, problem):
     optimizer, rate = base_optimizer(config), config["lr"]
     plain_sgd = config["name"] == "sgd" and not config["momentum"]
     if hyper["adaptive"]:
-        scale = samax.scale_by_abs_params()
-        normalize = samax.normalize(hyper["eps"])
-        ascent = optax.chain(scale, normalize, scale, samax.scale_by_rho(hyper["rho"]))
-        tx = samax.sharpness_aware(ascent, samax.decoupled(optimizer, rate, odds))
+        asam = samax.asam(hyper["rho"], t0=0.0, eps=hyper["eps"])
+        tx = samax.decoupled(asam, optimizer, rate, odds)
     else:
         tx = samax.decoupled_wsam(
             optimizer, rate, rho=hyper["rho"], gamma=hyper["gamma"], eps=hyper["eps"]

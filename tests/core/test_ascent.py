@@ -28,12 +28,16 @@ def test_the_norm_is_global_and_accumulated_in_float32():
         assert unit[1].dtype == jnp.float32
 
 
+def test_a_zero_gradient_gives_zero():
+    unit = apply(samax.normalize(), {"a": jnp.zeros(3), "b": jnp.zeros(2)})
+    np.testing.assert_array_equal(unit["a"], 0.0)
+    np.testing.assert_array_equal(unit["b"], 0.0)
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-def test_a_gradient_that_is_zero_or_not_finite_gives_zero(bad):
-    for gradient in (jnp.zeros(3), jnp.array([1.0, bad, 0.0])):
-        unit = apply(samax.normalize(), {"a": gradient, "b": jnp.ones(2) * gradient[2]})
-        np.testing.assert_array_equal(unit["a"], 0.0)
-        np.testing.assert_array_equal(unit["b"], 0.0)
+def test_what_is_not_finite_is_not_covered_up(bad):
+    """What a part before it has broken; gradients that come in broken are not perturbed at all."""
+    assert np.any(np.isnan(apply(samax.normalize(), jnp.array([1.0, bad, 0.0]))))
 
 
 def test_the_epsilon_is_added_to_the_norm():
@@ -73,23 +77,25 @@ def test_the_moving_average():
         expected = gradient if t == 0 else 0.75 * expected + 0.25 * gradient
         average, state = part.update(jnp.array(gradient), state)
         np.testing.assert_allclose(average, expected, rtol=1e-6)
-    kept, after = part.update(jnp.array([jnp.nan, 1.0]), state)
-    np.testing.assert_allclose(kept, expected, rtol=1e-6)
-    assert after.count == state.count == 3
+    assert state.count == 3
 
 
 def test_the_moving_average_starts_at_the_first_finite_gradient():
-    part = samax.gradient_ema(0.25)
-    state = part.init(jnp.zeros(2))
-    _, state = part.update(jnp.array([jnp.inf, 1.0]), state)
-    average, _ = part.update(jnp.array([4.0, -8.0]), state)
-    np.testing.assert_array_equal(average, [4.0, -8.0])
+    tx = samax.sharpness_aware(samax.gradient_ema(0.25))
+    params = jnp.zeros(2)
+    state = tx.init(params)
+    identity = lambda w: w
+    _, state = tx.update(jnp.array([jnp.inf, 1.0]), state, params, grad_fn=identity)
+    point, after = tx.update(jnp.array([4.0, -8.0]), state, params, grad_fn=identity)
+    np.testing.assert_array_equal(point, [4.0, -8.0])
+    _, kept = tx.update(jnp.array([jnp.nan, 1.0]), after, params, grad_fn=identity)
+    jax.tree.map(np.testing.assert_array_equal, kept, after)
 
 
 def test_the_mask_perturbs_some_leaves_with_the_norm_over_them_alone():
     params = {"frozen": jnp.array([1.0, 1.0]), "lora": jnp.array([1.0, 2.0])}
     grads = {"frozen": jnp.array([100.0, 0.0]), "lora": jnp.array([3.0, 4.0])}
-    ascent = optax.chain(samax.normalize(), samax.scale_by_rho(0.5))
+    ascent = samax.scale_to_norm(0.5)
     mask = {"frozen": False, "lora": True}
     for form in (mask, lambda tree: {name: name == "lora" for name in tree}):
         eps = apply(samax.perturb_only(ascent, form), grads, params)
@@ -107,7 +113,7 @@ def test_the_mask_perturbs_some_leaves_with_the_norm_over_them_alone():
 
 def realized(params, rho, *parts):
     """SAM's displacement `fl(w + eps) - w` relative to `eps`: its norm, and its projection."""
-    ascent = optax.chain(samax.normalize(), samax.scale_by_rho(rho), *parts)
+    ascent = optax.chain(samax.scale_to_norm(rho), *parts)
     tx = samax.sharpness_aware(ascent, track=True)
     grads = jax.random.normal(jax.random.key(1), params.shape, params.dtype)
     points = []

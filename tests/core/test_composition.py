@@ -111,7 +111,7 @@ def test_partition_of_the_base_optimizer():
     """The LoRA case: some leaves are frozen, and SAM stands outside and perturbs the others."""
     labels = {"w": "train", "b": "freeze"}
     base = optax.partition({"train": optax.sgd(0.05), "freeze": optax.set_to_zero()}, labels)
-    ascent = optax.chain(samax.normalize(), samax.scale_by_rho(0.1))
+    ascent = samax.scale_to_norm(0.1)
     sam = samax.sharpness_aware(samax.perturb_only(ascent, {"w": True, "b": False}))
     params, _ = train(optax.chain(sam, base), steps=1)
     w = initial()["w"]

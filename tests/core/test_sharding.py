@@ -72,7 +72,7 @@ METHODS = {
     "nbar": balancing(samax.nbar),
     "obar": balancing(samax.obar),
     "das": balancing(samax.das),
-    "alternating": samax.alternating(samax.gsam(0.1), optax.sgd(RATE, momentum=0.9)),
+    "alternating": samax.alternating(chained(samax.gsam(0.1))),
     "m_sharpness": chained(samax.m_sharpness(samax.sam(0.1), 1)),
 }
 
@@ -82,7 +82,7 @@ def step(method, params, state, x, y, layout=None):
     value, grads = jax.value_and_grad(value_fn)(params)
     extra = {"value": value, "value_fn": value_fn}
     if method == "m_sharpness":
-        extra = {"value_fn": lambda p, b: loss_fn(p, *b, layout=layout), "batch": (x, y)}
+        extra = {"value_fn": lambda p, batch: loss_fn(p, *batch, layout=layout), "batch": (x, y)}
     updates, state = METHODS[method].update(grads, state, params, **extra)
     return optax.apply_updates(params, updates), state
 

@@ -11,7 +11,7 @@ import samax.flax
 import samax.flatness.spectrum
 import samax.flatness.plots
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 API = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
 
 

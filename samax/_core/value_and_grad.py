@@ -1,0 +1,91 @@
+"""The gradient line: a method's direction in place of the gradient, under any trainer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from samax._core.checks import check_callable, check_transformation
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any],
+    method: optax.GradientTransformation,
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+) -> Callable[..., tuple[Any, Any]]:
+    r"""`jax.value_and_grad(loss_fn)` with a sharpness-aware direction in place of the gradient.
+
+    $$ (L(w), \, \nabla L(w)) \; \to \; (L(w), \, d), \qquad
+       d = \nabla L\left(w + \rho \, \frac{g}{\lVert g \rVert}\right) \text{ for SAM} $$
+
+    The one line to change where a trainer takes gradients: Flax's `TrainState`,
+    `optax.MultiSteps`, a loop of one's own. Value and auxiliary output are those of the clean pass.
+    All arguments, random keys among them, are passed to both passes, which so draw the same dropout
+    masks. Clipping, weight decay and the base optimizer are the trainer's, as before. For a Flax
+    NNX model, which changes when it is called, use `samax.flax.value_and_grad`.
+
+    Args:
+      loss_fn: `loss_fn(params, *args, **kwargs) -> loss`, or a pair `(loss, aux)`.
+      method: `samax.sam(0.05)` or another method that keeps no state between steps: `usam`, `asam`,
+        `wsam` and `gsam` with numbers for their hyper-parameters, or a composition of one's own.
+      argnums: which of the positional arguments are the parameters; of several the perturbation is
+        one, with the norm over all.
+      has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
+
+    Returns:
+      A function of the arguments of `loss_fn`, to `(loss, direction)`, or to `((loss, aux),
+      direction)`.
+
+    Raises:
+      TypeError: if `loss_fn` is no function or `method` no transformation.
+      ValueError: when called, if the method keeps a state, as VaSSO, SAMAR, a scheduled rho and
+        `track=True` do.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, samax
+      >>> loss_fn = lambda w, x: jnp.sum((w * x) ** 2)
+      >>> value, grads = samax.value_and_grad(loss_fn, samax.sam(rho=0.5))(jnp.array([3.0, 4.0]), 1)
+      >>> print(value, grads)
+      25.0 [6.6 8.8]
+    """
+    check_callable("loss_fn", loss_fn, "of the parameters")
+    check_transformation("method", method)
+    method = optax.with_extra_args_support(method)
+
+    def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        value, grads = jax.value_and_grad(loss_fn, argnums, has_aux)(*args, **kwargs)
+
+        def value_fn(params: Any) -> jax.Array:
+            moved = list(args)
+            for place, argument in zip(places, params if several else (params,), strict=True):
+                moved[place] = argument
+            result = loss_fn(*moved, **kwargs)
+            return result[0] if has_aux else result
+
+        several = isinstance(argnums, tuple)
+        places = argnums if several else (argnums,)
+        params = tuple(args[place] for place in places) if several else args[argnums]
+        loss = value[0] if has_aux else value
+        return value, stateless_direction(method, grads, params, value=loss, value_fn=value_fn)
+
+    return evaluate
+
+
+def stateless_direction(
+    method: optax.GradientTransformationExtraArgs,
+    grads: optax.Updates,
+    params: optax.Params,
+    **extra_args: Any,
+) -> optax.Updates:
+    """The direction of a method that keeps nothing from one step to the next."""
+    state = method.init(params)
+    if jax.tree.leaves(state):
+        raise ValueError(
+            "value_and_grad has no place for a state, and this method keeps one between steps (a "
+            "moving average, an adaptive weight, a schedule, a random key or tracked metrics): use "
+            "the full form, tx = optax.chain(method, optimizer) and tx.update(grads, state, "
+            "params, value=value, value_fn=loss_fn, batch=batch)."
+        )
+    return method.update(grads, state, params, **extra_args)[0]
