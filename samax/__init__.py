@@ -29,17 +29,11 @@ from samax._core.descent import (
 # Which leaves are the cores of a group.
 from samax._balance.groups import Stacked, groups_by_path, lora_groups
 
-# Loss landscapes.
-from samax.flatness.landscape import filter_normalized, loss_line, loss_surface, random_direction
-
 # Measures.
 from samax._balance.measures import balancedness, gradient_covariance, norm_deviation
 
 # Methods.
 from samax._methods.sam import asam, decoupled_wsam, gsam, sam, samar, usam, vasso, wsam
-
-# Curvature as operators; samax.flatness.spectrum, imported by who asks for it, measures them.
-from samax.flatness.operators import gauss_newton_operator, hessian_operator, scaled_operator
 
 # Several devices, and groups of examples on one.
 from samax._core.devices import cross_replica_mean, m_sharpness
@@ -54,14 +48,6 @@ from samax.distributions import (
     sphere,
 )
 
-# Measures of sharpness.
-from samax.flatness.perturbations import (
-    Estimate,
-    average_case_sharpness,
-    worst_case_m_sharpness,
-    worst_case_sharpness,
-)
-
 # The combinator that methods are made of.
 from samax._core.combinator import SharpnessMetrics, sharpness_aware
 
@@ -71,7 +57,6 @@ from samax._universal.methods import det_sam, frob_sam, trace_sam
 
 __all__ = [
     "AlternatingState",
-    "Estimate",
     "LogMeanExp",
     "SharpnessMetrics",
     "Stacked",
@@ -79,7 +64,6 @@ __all__ = [
     "adaptive_weight",
     "alternating",
     "asam",
-    "average_case_sharpness",
     "balanced",
     "balancedness",
     "cross_replica_mean",
@@ -89,18 +73,13 @@ __all__ = [
     "decoupled_wsam",
     "det_sam",
     "eval_params",
-    "filter_normalized",
     "frob_sam",
-    "gauss_newton_operator",
     "gaussian",
     "gradient_covariance",
     "gradient_ema",
     "groups_by_path",
     "gsam",
-    "hessian_operator",
     "lora_groups",
-    "loss_line",
-    "loss_surface",
     "m_sharpness",
     "nbar",
     "norm_deviation",
@@ -108,14 +87,12 @@ __all__ = [
     "obar",
     "perturb_only",
     "rademacher",
-    "random_direction",
     "sam",
     "samar",
     "scale_by_abs_params",
     "scale_by_rho",
     "scaled_by_layer",
     "scaled_by_params",
-    "scaled_operator",
     "sharpness_aware",
     "sphere",
     "stochastic_rounding",
@@ -127,7 +104,5 @@ __all__ = [
     "vasso",
     "weighted",
     "weights_only",
-    "worst_case_m_sharpness",
-    "worst_case_sharpness",
     "wsam",
 ]
