@@ -109,7 +109,7 @@ def _measure_run(run: Run, dataset: data.Dataset, budget: Budget, progress: Prog
     record = {
         "format": records.FORMAT,
         "config": config,
-        "versions": records.versions("matfree"),
+        "versions": records.versions(),
         "hardware": records.hardware(),
         "parameters": run.record["parameters"],
         "examples": sum(len(labels) for _, labels in model.batches),

@@ -10,11 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-import samax
-import samax.flatness.spectrum
 from benchmarks.data.augment import normalize
 from benchmarks.training import Recipe
-from samax import Estimate
+from samax import flatness
 from samax.flatness.operators import mean_loss_and_grad
 
 EIGENVALUES = 5
@@ -111,64 +109,58 @@ def measure(
         found[name] = value
         done(name)
 
-    operator = samax.hessian_operator(loss_fn, params, batches)
-    adaptive = samax.scaled_operator(operator, params)
+    operator = flatness.hessian_operator(loss_fn, params, batches)
+    adaptive = flatness.scaled_operator(operator, params)
     products, samples = budget.products, budget.samples
 
     loss, grads = mean_loss_and_grad(loss_fn, batches)(params)
     keep("loss", {"value": float(loss), "grad_norm": float(optax.tree.norm(grads))})
-    pairs = samax.flatness.spectrum.top_eigenpairs(
+    pairs = flatness.top_eigenpairs(
         operator, params, EIGENVALUES, key=next(keys), num_products=products
     )
     keep(
         "top_eigenvalues",
         {"values": pairs.values.tolist(), "residuals": pairs.residuals.tolist()},
     )
-    scaled = samax.flatness.spectrum.top_eigenpairs(
-        adaptive, params, 1, key=next(keys), num_products=products
-    )
+    scaled = flatness.top_eigenpairs(adaptive, params, 1, key=next(keys), num_products=products)
     keep(
         "adaptive_top_eigenvalue",
         {"value": float(scaled.values[0]), "residual": float(scaled.residuals[0])},
     )
     keep(
         "trace",
-        _numbers(
-            samax.flatness.spectrum.trace(operator, params, key=next(keys), num_samples=samples)
-        ),
+        _numbers(flatness.trace(operator, params, key=next(keys), num_samples=samples)),
     )
-    norm = samax.flatness.spectrum.frobenius_norm(
-        operator, params, key=next(keys), num_samples=samples
-    )
+    norm = flatness.frobenius_norm(operator, params, key=next(keys), num_samples=samples)
     keep("frobenius_norm", _numbers(norm))
-    density = samax.flatness.spectrum.spectral_density(
+    density = flatness.spectral_density(
         operator, params, num_samples=1, key=next(keys), num_products=products
     )
     keep("density", {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()})
-    rise = samax.worst_case_sharpness(loss_fn, params, batches, rho=RHO, steps=ASCENT_STEPS)
+    rise = flatness.worst_case_sharpness(loss_fn, params, batches, rho=RHO, steps=ASCENT_STEPS)
     keep("worst_case", {"value": float(rise)})
-    rise = samax.worst_case_sharpness(
+    rise = flatness.worst_case_sharpness(
         loss_fn, params, batches, rho=ADAPTIVE_RHO, adaptive=True, steps=ASCENT_STEPS
     )
     keep("adaptive_worst_case", {"value": float(rise)})
-    rise = samax.worst_case_m_sharpness(loss_fn, params, batches, rho=RHO)
+    rise = flatness.worst_case_m_sharpness(loss_fn, params, batches, rho=RHO)
     keep("m_sharpness", {"value": float(rise)})
-    average = samax.average_case_sharpness(
+    average = flatness.average_case_sharpness(
         loss_fn, params, batches, rho=AVERAGE_RHO, key=next(keys), num_samples=samples
     )
     keep("average_case", _numbers(average))
     top = jax.tree.map(lambda vectors: vectors[0], pairs.vectors)
     directions = {
-        "random": samax.random_direction(next(keys), params),
+        "random": flatness.random_direction(next(keys), params),
         "top_eigenvector": top,
     }
     lines = {
-        name: samax.loss_line(loss_fn, params, direction, DISTANCES, batches).tolist()
+        name: flatness.loss_line(loss_fn, params, direction, DISTANCES, batches).tolist()
         for name, direction in directions.items()
     }
     keep("landscape", {"distances": DISTANCES.tolist(), **lines})
     return found
 
 
-def _numbers(estimate: Estimate) -> dict[str, float]:
+def _numbers(estimate: flatness.Estimate) -> dict[str, float]:
     return {name: float(value) for name, value in estimate._asdict().items()}

@@ -134,7 +134,12 @@ def to_markdown(record: Record, runs: Runs, rows: dict[str, dict[str, Any]]) -> 
     heading, details = report.title(record)
     measured = [made for seeds in runs.values() for made in seeds.values()]
     hardware = record["hardware"]
-    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("jax", "matfree"))
+    # matfree made the eigenvalues of the earlier records.
+    versions = ", ".join(
+        f"{name} {record['versions'][name]}"
+        for name in ("jax", "matfree")
+        if name in record["versions"]
+    )
     numbers = sorted({made["config"]["seed"] for made in measured})
     setting = f"{details}. Seeds {', '.join(map(str, numbers))}"
     tables = []

@@ -44,19 +44,9 @@ from samax._balance.balanced import balanced, das, nbar, obar
 from samax._balance.groups import Stacked, groups_by_path, lora_groups
 from samax._balance.measures import balancedness, gradient_covariance, norm_deviation
 
-# Flatness.
-from samax.flatness.landscape import filter_normalized, loss_line, loss_surface, random_direction
-from samax.flatness.operators import gauss_newton_operator, hessian_operator, scaled_operator
-from samax.flatness.perturbations import (
-    Estimate,
-    average_case_sharpness,
-    worst_case_m_sharpness,
-    worst_case_sharpness,
-)
 
 __all__ = [
     "AlternatingState",
-    "Estimate",
     "LogMeanExp",
     "SharpnessMetrics",
     "Stacked",
@@ -64,7 +54,6 @@ __all__ = [
     "adaptive_weight",
     "alternating",
     "asam",
-    "average_case_sharpness",
     "balanced",
     "balancedness",
     "cross_replica_mean",
@@ -74,18 +63,13 @@ __all__ = [
     "decoupled_wsam",
     "det_sam",
     "eval_params",
-    "filter_normalized",
     "frob_sam",
-    "gauss_newton_operator",
     "gaussian",
     "gradient_covariance",
     "gradient_ema",
     "groups_by_path",
     "gsam",
-    "hessian_operator",
     "lora_groups",
-    "loss_line",
-    "loss_surface",
     "m_sharpness",
     "nbar",
     "norm_deviation",
@@ -93,7 +77,6 @@ __all__ = [
     "obar",
     "perturb_only",
     "rademacher",
-    "random_direction",
     "rule",
     "sam",
     "samar",
@@ -102,7 +85,6 @@ __all__ = [
     "scale_to_norm",
     "scaled_by_layer",
     "scaled_by_params",
-    "scaled_operator",
     "sharpness_aware",
     "sphere",
     "stochastic_rounding",
@@ -115,7 +97,5 @@ __all__ = [
     "vasso",
     "weighted",
     "weights_only",
-    "worst_case_m_sharpness",
-    "worst_case_sharpness",
     "wsam",
 ]

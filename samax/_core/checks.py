@@ -137,7 +137,7 @@ def check_mask(name: str, mask: Any) -> None:
 
 
 def refuse_optimizer(recipe: Callable[P, R]) -> Callable[P, R]:
-    """Makes `sam(optimizer, rho=...)`, as other libraries have it, an error that shows the chain."""
+    """Makes `sam(optimizer, rho=...)`, as others have it, an error that shows the chain."""
 
     @functools.wraps(recipe)
     def build(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -160,8 +160,8 @@ def check_parameters(name: str, tree: Any) -> None:
                 f"{name} holds an optax.MaskedNode at {_show(path)}: a sharpness-aware "
                 "transformation inside optax.masked, optax.partition or multi_transform sees only "
                 "a part of the tree, while the loss needs all of it. Put it outside, first in "
-                "optax.chain, and choose what is perturbed with mask=, as in samax.sam(rho, mask=mask), "
-                "or samax.perturb_only(ascent, mask)."
+                "optax.chain, and choose what is perturbed: samax.sam(rho, mask=mask), or "
+                "samax.perturb_only(ascent, mask)."
             )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):

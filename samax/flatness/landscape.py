@@ -1,4 +1,4 @@
-"""The loss along lines and over planes through some parameters; figures are in `samax.flatness.plots`."""
+"""The loss along lines and over planes through some parameters; `plots` has their figures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,10 @@ import optax
 
 from samax._core.checks import check_callable, check_parameters, check_same_tree
 from samax._core.keys import typed_key
-from samax._core.numerics import widen
-from samax.flatness.operators import Batches, mean_over
+from samax._core.numerics import displace, widen
 from samax.distributions import gaussian
+from samax.flatness.operators import Batches, mean_over
 from samax.flatness.perturbations import Progress
-from samax._core.numerics import displace
 
 
 def filter_normalized(direction: Any, params: optax.Params) -> Any:
@@ -53,7 +52,7 @@ def filter_normalized(direction: Any, params: optax.Params) -> Any:
 
 
 def random_direction(key: jax.Array | int, params: optax.Params) -> Any:
-    """A filter-normalized Gaussian direction; see `samax.filter_normalized`.
+    """A filter-normalized Gaussian direction; see `samax.flatness.filter_normalized`.
 
     Args:
       key: a seed or a key.
@@ -80,8 +79,8 @@ def loss_line(
       loss_fn: `loss_fn(params, batch) -> loss`, the mean over the batch; or `loss_fn(params)`
         without `batches`.
       params: w.
-      direction: d, such as `samax.random_direction(key, params)` or an eigenvector of the Hessian
-        from `samax.flatness.spectrum.top_eigenpairs`.
+      direction: d, such as `samax.flatness.random_direction(key, params)` or an eigenvector of the
+        Hessian from `samax.flatness.top_eigenpairs`.
       distances: a, of shape (n,).
       batches: the data set, an iterable of pytrees of arrays with a leading axis of examples, gone
         through once.
@@ -94,8 +93,9 @@ def loss_line(
       ValueError: if `direction` is another pytree than `params`.
 
     Examples:
-      >>> import jax.numpy as jnp, samax
-      >>> print(samax.loss_line(jnp.sum, jnp.zeros(2), jnp.ones(2), [-1.0, 0.0, 1.0]))
+      >>> import jax.numpy as jnp
+      >>> from samax import flatness
+      >>> print(flatness.loss_line(jnp.sum, jnp.zeros(2), jnp.ones(2), [-1.0, 0.0, 1.0]))
       [-2.  0.  2.]
     """
     distances = jnp.asarray(distances)
@@ -120,10 +120,10 @@ def loss_surface(
       loss_fn: `loss_fn(params, batch) -> loss`, the mean over the batch; or `loss_fn(params)`
         without `batches`.
       params: w.
-      directions: d_1 and d_2, pytrees like the parameters; see `samax.loss_line`.
+      directions: d_1 and d_2, pytrees like the parameters; see `samax.flatness.loss_line`.
       x: distances along d_1, of shape (n,).
       y: distances along d_2, of shape (m,).
-      batches: the data set; see `samax.loss_line`.
+      batches: the data set; see `samax.flatness.loss_line`.
       progress: called with the numbers of points done and in all, within a batch.
 
     Returns:

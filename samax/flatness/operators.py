@@ -105,8 +105,9 @@ def hessian_operator(
       TypeError: if a leaf is no real floating-point array, or the loss no scalar.
 
     Examples:
-      >>> import jax.numpy as jnp, samax
-      >>> product = samax.flatness.spectrum_operator(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]))
+      >>> import jax.numpy as jnp
+      >>> from samax import flatness
+      >>> product = flatness.hessian_operator(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]))
       >>> print(product(jnp.array([1.0, 0.0])))
       [4. 2.]
     """
@@ -139,7 +140,7 @@ def gauss_newton_operator(
       model_fn: f, `model_fn(params, batch) -> outputs` (`model_fn(params)` without `batches`).
       loss_fn: `loss_fn(outputs, batch) -> loss`, the mean over the batch (`loss_fn(outputs)`).
       params: where; half-precision leaves are taken as float32.
-      batches: the data set; see `samax.flatness.spectrum_operator`.
+      batches: the data set; see `samax.flatness.hessian_operator`.
 
     Returns:
       A function from a pytree like the parameters to another, in float32 or wider.
@@ -148,8 +149,9 @@ def gauss_newton_operator(
       TypeError: if a leaf is no real floating-point array, or the loss no scalar.
 
     Examples:
-      >>> import jax.numpy as jnp, samax
-      >>> product = samax.gauss_newton_operator(
+      >>> import jax.numpy as jnp
+      >>> from samax import flatness
+      >>> product = flatness.gauss_newton_operator(
       ...     lambda w: w**2, lambda y: jnp.sum(y**2) / 2, jnp.array([1.0, 2.0]))
       >>> print(product(jnp.ones(2)))
       [ 4. 16.]

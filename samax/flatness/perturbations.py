@@ -9,10 +9,9 @@ import optax
 
 from samax._core.checks import Scalar, check_callable, check_count, check_parameters, check_scalar
 from samax._core.keys import typed_key
-from samax._core.numerics import norm, normalized, widen
+from samax._core.numerics import displace, norm, normalized, widen
+from samax.distributions import gaussian, sphere
 from samax.flatness.operators import Batches, mean_loss, mean_loss_and_grad, mean_over
-from samax.distributions import Sampler, gaussian, sphere
-from samax._core.numerics import displace
 
 Progress = Callable[[int, int], None]
 
@@ -76,9 +75,10 @@ def worst_case_sharpness(
       [arXiv 2102.11600](https://arxiv.org/abs/2102.11600)
 
     Examples:
-      >>> import jax.numpy as jnp, samax
+      >>> import jax.numpy as jnp
+      >>> from samax import flatness
       >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * w**2)
-      >>> sharpness = samax.worst_case_sharpness(loss, jnp.array([0.0, 1e-3]), rho=1.0)
+      >>> sharpness = flatness.worst_case_sharpness(loss, jnp.array([0.0, 1e-3]), rho=1.0)
       >>> print(f"{sharpness:.3f}")  # 4 rho^2 / 2, and 0.004 for the slope
       2.004
     """
@@ -126,7 +126,7 @@ def average_case_sharpness(
     batches: Batches | None = None,
     *,
     rho: Scalar,
-    measure: Sampler = gaussian,
+    distribution: Callable[[jax.Array, optax.Params], optax.Updates] = gaussian,
     num_samples: int = 32,
     key: jax.Array | int = 0,
     progress: Progress | None = None,
@@ -135,17 +135,17 @@ def average_case_sharpness(
 
     $$ \mathbb{E}_{v \sim \mu} \, L(w + \rho v) - L(w) $$
 
-    About $\rho^2 \, \mathrm{tr} H / 2$ at a minimum with the default measure, $N(0, I)$. The
-    adaptive form is `measure=samax.scaled_by_params(samax.gaussian)`. It costs `num_samples + 1`
-    forward passes over the data.
+    About $\rho^2 \, \mathrm{tr} H / 2$ at a minimum with the default distribution, $N(0, I)$. The
+    adaptive form is `distribution=samax.scaled_by_params(samax.gaussian)`. It costs
+    `num_samples + 1` forward passes over the data.
 
     Args:
       loss_fn: `loss_fn(params, batch) -> loss`, the mean over the batch; or `loss_fn(params)`
         without `batches`.
       params: w.
-      batches: the data set; see `samax.worst_case_sharpness`.
+      batches: the data set; see `samax.flatness.worst_case_sharpness`.
       rho: the scale of the perturbations, at least 0.
-      measure: mu, a function `(key, params) -> v`.
+      distribution: mu, a function `(key, params) -> v`.
       num_samples: the number of perturbations.
       key: a seed or a key; the result is a function of it.
       progress: called with the numbers of forward passes done and in all.
@@ -159,12 +159,12 @@ def average_case_sharpness(
     check_parameters("params", params)
     check_scalar("rho", rho)
     check_count("num_samples", num_samples)
-    check_callable("measure", measure, "(key, params) -> sample")
+    check_callable("distribution", distribution, "(key, params) -> sample")
     loss = mean_loss(loss_fn, batches)
 
     @jax.jit
     def place(key: jax.Array) -> optax.Params:
-        eps = jax.tree.map(lambda v: rho * v, widen(measure(key, params)))
+        eps = jax.tree.map(lambda v: rho * v, widen(distribution(key, params)))
         return displace(params, eps)
 
     clean, rises = loss(params), []
@@ -200,7 +200,7 @@ def worst_case_m_sharpness(
       batches: the data in batches of m examples.
       rho: the radius, at least 0.
       steps: normalized ascent steps; 1 is SAM's.
-      adaptive: whether the ball is ASAM's; see `samax.worst_case_sharpness`.
+      adaptive: whether the ball is ASAM's; see `samax.flatness.worst_case_sharpness`.
       t0: added to `|w|` in the adaptive form.
 
     Returns:

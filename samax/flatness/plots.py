@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 def plot_line(
     axes: Axes, distances: jax.typing.ArrayLike, losses: jax.typing.ArrayLike, **line: Any
 ) -> None:
-    """Draws the loss along a line, as `samax.loss_line` returns it.
+    """Draws the loss along a line, as `samax.flatness.loss_line` returns it.
 
     Args:
       axes: where.
@@ -35,7 +35,7 @@ def plot_surface(
     *,
     levels: int | ArrayLike = 15,
 ) -> None:
-    """Draws contours of the loss over a plane, as `samax.loss_surface` returns it.
+    """Draws contours of the loss over a plane, as `samax.flatness.loss_surface` returns it.
 
     A number of levels is spaced logarithmically where all losses are positive.
 
@@ -68,7 +68,7 @@ def plot_spectrum(
     floor: float = 1e-6,
     **line: Any,
 ) -> None:
-    """Draws a spectral density on a logarithmic scale, as `samax.flatness.spectrum.spectral_density` has it.
+    """Draws a spectral density on a logarithmic scale, as `samax.flatness.spectral_density` has it.
 
     Args:
       axes: where.

@@ -1,9 +1,8 @@
-"""The spectrum of a curvature operator, by matfree: Lanczos, Hutchinson, stochastic quadrature.
+"""The spectrum of a curvature operator: Lanczos, Hutchinson, stochastic Lanczos quadrature.
 
-Needs `pip install samax[measures]`, and is imported by who asks for it: `import samax.flatness.spectrum`. The
-operators are those of `samax.flatness.spectrum_operator`, `samax.gauss_newton_operator` and
-`samax.scaled_operator`, or any symmetric linear function of pytrees. Nothing here is random but for
-the key. All costs are in products with the operator, each about two gradients over its data.
+The operators are those of `hessian_operator`, `gauss_newton_operator` and `scaled_operator`, or any
+symmetric linear function of pytrees. Nothing here is random but for the key. All costs are in
+products with the operator, each about two gradients over its data.
 """
 
 from collections.abc import Callable
@@ -13,11 +12,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from matfree import stochtrace
 
-from samax._core.checks import Scalar, check_count, check_scalar
+from samax._core.checks import (
+    Scalar,
+    check_callable,
+    check_count,
+    check_parameters,
+    check_scalar,
+)
 from samax._core.keys import typed_key
-from samax.flatness.lanczos import counted, flatten, lanczos
+from samax._core.numerics import widen
+from samax.flatness.lanczos import lanczos
 from samax.flatness.operators import Operator
 from samax.flatness.perturbations import Estimate, Progress, estimate
 
@@ -74,7 +79,7 @@ def top_eigenpairs(
       num_products: Lanczos steps, at least k; None is `2 k + 28`. Few enough for the largest
         eigenvalues of a network; `residuals` tell.
       key: a seed or a key for the first vector.
-      progress: called with the numbers of products done and in all.
+      progress: called with the numbers of products done and, at most, in all.
 
     Returns:
       The eigenpairs; fewer than k if the operator has not as many.
@@ -83,22 +88,23 @@ def top_eigenpairs(
       ValueError: if `k` or `num_products` is out of range.
 
     Examples:
-      >>> import jax.numpy as jnp, samax, samax.flatness.spectrum
-      >>> product = samax.flatness.spectrum_operator(lambda w: w @ w + w[0] ** 2, jnp.ones(5))
-      >>> pairs = samax.flatness.spectrum.top_eigenpairs(product, jnp.ones(5))
+      >>> import jax.numpy as jnp
+      >>> from samax import flatness
+      >>> product = flatness.hessian_operator(lambda w: w @ w + w[0] ** 2, jnp.ones(5))
+      >>> pairs = flatness.top_eigenpairs(product, jnp.ones(5))
       >>> print(f"{pairs.values[0]:.3f}")
       4.000
     """
-    flat, vector, unravel = flatten(operator, params)
+    flat, vector, unravel = _flatten(operator, params)
     check_count("k", k)
     num_products = 2 * k + 28 if num_products is None else num_products
     num_products = min(check_count("num_products", num_products, k), vector.size)
-    product = counted(flat, progress, num_products)
+    product = _counted(flat, progress, num_products)
     start = jax.random.normal(typed_key(key), vector.shape, vector.dtype)
     basis, matrix, remainder = lanczos(product, start, num_products)
     values, ritz = jnp.linalg.eigh(matrix)
     order = jnp.arange(len(values))[::-1][:k]
-    vectors = jax.vmap(unravel)((basis @ ritz[:, order]).T)
+    vectors = jax.vmap(unravel)(jnp.matmul(ritz[:, order].T, basis, precision="highest"))
     return Eigenpairs(values[order], vectors, remainder * jnp.abs(ritz[-1, order]))
 
 
@@ -127,9 +133,7 @@ def trace(
     Raises:
       ValueError: if `num_samples` is below 1.
     """
-    return _monte_carlo(
-        stochtrace.monte_carlo_trace(), operator, params, num_samples, key, progress
-    )
+    return _monte_carlo(lambda v, hv: v @ hv, operator, params, num_samples, key, progress)
 
 
 def frobenius_norm(
@@ -155,8 +159,7 @@ def frobenius_norm(
     Raises:
       ValueError: if `num_samples` is below 1.
     """
-    integrand = stochtrace.monte_carlo_frobeniusnorm_squared()
-    squared = _monte_carlo(integrand, operator, params, num_samples, key, progress)
+    squared = _monte_carlo(lambda v, hv: hv @ hv, operator, params, num_samples, key, progress)
     root = jnp.sqrt(squared.value)
     return Estimate(root, squared.standard_error / jnp.where(root > 0, 2 * root, 1.0))
 
@@ -181,7 +184,7 @@ def log_determinant(
       num_samples: n.
       num_products: Lanczos steps a sample; the whole costs n times as many products.
       key: a seed or a key.
-      progress: called with the numbers of products done and in all.
+      progress: called with the numbers of products done and, at most, in all.
 
     Returns:
       The mean and its standard error.
@@ -195,7 +198,8 @@ def log_determinant(
         if not jnp.all(nodes + shift > 0):
             raise ValueError(
                 f"shift must exceed {-float(nodes.min()):.6g}, minus the smallest eigenvalue seen, "
-                f"got {shift}; or use samax.gauss_newton_operator, which has no negative ones."
+                f"got {shift}; or use samax.flatness.gauss_newton_operator, which has no negative "
+                "ones."
             )
         draws.append(size * jnp.sum(weights * jnp.log(nodes + shift)))
     return estimate(jnp.stack(draws))
@@ -226,7 +230,7 @@ def spectral_density(
       num_points: of the grid, from 5 widths below the smallest Ritz value to 5 above the largest.
       width: sigma, above 0; None is 1 % of the range of the Ritz values.
       key: a seed or a key.
-      progress: called with the numbers of products done and in all.
+      progress: called with the numbers of products done and, at most, in all.
 
     Returns:
       The density on a grid, and the quadrature's nodes and weights.
@@ -260,13 +264,13 @@ def _quadratures(
     progress: Progress | None,
 ) -> list[tuple[jax.Array, jax.Array]]:
     """For each sample v the Ritz values, and weights with which they stand for `v^T f(H) v / d`."""
-    flat, vector, _ = flatten(operator, params)
+    flat, vector, _ = _flatten(operator, params)
     check_count("num_samples", num_samples)
     num_products = min(check_count("num_products", num_products), vector.size)
-    product = counted(flat, progress, num_samples * num_products)
+    product = _counted(flat, progress, num_samples * num_products)
     quadratures = []
     for sample_key in jax.random.split(typed_key(key), num_samples):
-        (start,) = stochtrace.sampler_signs(vector, num=1)(sample_key)
+        start = jax.random.rademacher(sample_key, vector.shape, vector.dtype)
         _, matrix, _ = lanczos(product, start, num_products)
         nodes, ritz = jnp.linalg.eigh(matrix)
         quadratures.append((nodes, ritz[0] ** 2))
@@ -274,17 +278,50 @@ def _quadratures(
 
 
 def _monte_carlo(
-    integrand: Callable[..., jax.Array],
+    integrand: Callable[[jax.Array, jax.Array], jax.Array],
     operator: Operator,
     params: optax.Params,
     num_samples: int,
     key: jax.Array | int,
     progress: Progress | None,
 ) -> Estimate:
-    """The mean of matfree's integrand over random signs, one at a time to keep the memory small."""
-    flat, vector, _ = flatten(operator, params)
+    """The mean of `integrand(v, H v)` over random signs, one at a time to keep the memory small."""
+    flat, vector, _ = _flatten(operator, params)
     check_count("num_samples", num_samples)
-    product = counted(flat, progress, num_samples)
-    keys = jax.random.split(typed_key(key), num_samples)
-    draws = [integrand(product, stochtrace.sampler_signs(vector, num=1)(k)[0]) for k in keys]
+    product = _counted(flat, progress, num_samples)
+    draws = []
+    for sample_key in jax.random.split(typed_key(key), num_samples):
+        v = jax.random.rademacher(sample_key, vector.shape, vector.dtype)
+        draws.append(integrand(v, product(v)))
     return estimate(jnp.stack(draws))
+
+
+def _flatten(
+    operator: Operator, params: optax.Params
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array, Callable[[jax.Array], Any]]:
+    """The operator on flat vectors, the flat parameters, and the way back to a pytree."""
+    check_callable("operator", operator, "of a pytree like the parameters")
+    check_parameters("params", params)
+    vector, unravel = ravel_pytree(widen(params))
+
+    def flat(direction: jax.Array) -> jax.Array:
+        return ravel_pytree(operator(unravel(direction)))[0].astype(direction.dtype)
+
+    return flat, vector, unravel
+
+
+def _counted(
+    product: Callable[[jax.Array], jax.Array], progress: Progress | None, total: int
+) -> Callable[[jax.Array], jax.Array]:
+    """The product, telling `progress` how many are done."""
+    done = 0
+
+    def multiply(vector: jax.Array) -> jax.Array:
+        nonlocal done
+        result = jax.block_until_ready(product(vector))
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return result
+
+    return multiply

@@ -139,7 +139,7 @@ def made_record(method, seed, top):
             "hyperparameters": {},
             "seed": seed,
         },
-        "versions": {"jax": "0", "matfree": "0"},
+        "versions": {"jax": "0"},
         "hardware": {"backend": "cpu", "device": "a CPU", "count": 2},
         "parameters": 1000,
         "examples": 64,

@@ -104,7 +104,7 @@ def test_around_sam_the_last_micro_batch_alone_is_evaluated():
 
 
 def test_around_two_calls_every_micro_batch_is_seen_twice():
-    """`MultiSteps(alternating(chain(sam, base)), k)` needs no function: SAM on the accumulated batch."""
+    """`MultiSteps(alternating(chain(sam, base)), k)` needs no function: SAM on all of them."""
     tx = optax.MultiSteps(
         samax.alternating(optax.chain(samax.sam(RHO), optax.sgd(RATE))), len(MICRO_BATCHES)
     )

@@ -297,11 +297,9 @@ def test_errors():
         tx.update(grads, state, initial(), value_fn=loss_fn, batch=BATCH)
     with pytest.raises(ValueError, match=r"shape \(\)"):
         tx.update(grads, state, initial(), value_fn=loss_fn, batch=jnp.ones(()))
+    closed, two = lambda params: loss_fn(params, BATCH), samax.m_sharpness(samax.sam(RHO), 2)
     with pytest.raises(TypeError, match="so it must name it, as in value_fn"):
-        closed = lambda params: loss_fn(params, BATCH)
-        samax.m_sharpness(samax.sam(RHO), 2).update(
-            grads, state, initial(), value_fn=closed, batch=BATCH
-        )
+        two.update(grads, state, initial(), value_fn=closed, batch=BATCH)
     with pytest.raises(ValueError, match="m_sharpness needs the batch"):
         tx.update(grads, state, initial(), value_fn=loss_fn)
     with pytest.raises(ValueError, match="exactly one of value_fn, grad_fn"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import samax
+from samax import flatness
 
 PARAMS = {"kernel": jnp.arange(1.0, 13.0).reshape(2, 3, 2), "bias": jnp.ones(2)}
 
@@ -18,24 +19,24 @@ BATCHES = [np.ones(3, np.float32), 3 * np.ones(1, np.float32)]  # of mean 1.5
 
 
 def test_filters_get_the_norms_of_the_parameters():
-    direction = samax.random_direction(0, PARAMS)
+    direction = flatness.random_direction(0, PARAMS)
     for j in range(2):
         own, wanted = (jnp.linalg.norm(tree["kernel"][..., j]) for tree in (direction, PARAMS))
         assert own == pytest.approx(float(wanted), rel=1e-5)
     np.testing.assert_array_equal(direction["bias"], 0.0)
-    assert np.any(samax.random_direction(1, PARAMS)["kernel"] != direction["kernel"])
-    still = samax.filter_normalized(jax.tree.map(jnp.zeros_like, PARAMS), PARAMS)
+    assert np.any(flatness.random_direction(1, PARAMS)["kernel"] != direction["kernel"])
+    still = flatness.filter_normalized(jax.tree.map(jnp.zeros_like, PARAMS), PARAMS)
     np.testing.assert_array_equal(still["kernel"], 0.0)
 
 
 def test_a_line_and_a_plane_are_the_losses_there():
-    first, second = samax.random_direction(0, PARAMS), samax.random_direction(1, PARAMS)
+    first, second = flatness.random_direction(0, PARAMS), flatness.random_direction(1, PARAMS)
     x, y = np.linspace(-1, 1, 5), np.linspace(-0.5, 0.5, 3)
     told = []
-    line = samax.loss_line(
+    line = flatness.loss_line(
         loss_fn, PARAMS, first, x, BATCHES, progress=lambda *done: told.append(done)
     )
-    surface = samax.loss_surface(loss_fn, PARAMS, (first, second), x, y, BATCHES)
+    surface = flatness.loss_surface(loss_fn, PARAMS, (first, second), x, y, BATCHES)
     assert line.shape == (5,)
     assert surface.shape == (3, 5)
     assert told == 2 * [(i, 5) for i in range(1, 6)]
@@ -58,33 +59,33 @@ def test_rescaled_layers_have_the_same_landscape():
     rescaled = {"a": 4 * params["a"], "b": params["b"] / 4}
     raw, distances = samax.gaussian(jax.random.key(3), params), [-0.5, 0.5, 1.0]
     lines = [
-        samax.loss_line(loss, p, samax.filter_normalized(raw, p), distances)
+        flatness.loss_line(loss, p, flatness.filter_normalized(raw, p), distances)
         for p in (params, rescaled)
     ]
     np.testing.assert_allclose(lines[0], lines[1], rtol=1e-4)
-    plain = [samax.loss_line(loss, p, raw, distances) for p in (params, rescaled)]
+    plain = [flatness.loss_line(loss, p, raw, distances) for p in (params, rescaled)]
     assert not np.allclose(plain[0], plain[1], rtol=0.1)
 
 
 def test_what_is_refused():
     with pytest.raises(ValueError, match="direction must be the same pytree as params"):
-        samax.loss_line(loss_fn, PARAMS, {"kernel": PARAMS["kernel"]}, [0.0], BATCHES)
+        flatness.loss_line(loss_fn, PARAMS, {"kernel": PARAMS["kernel"]}, [0.0], BATCHES)
     with pytest.raises(TypeError, match="loss_fn must be a function"):
-        samax.loss_line(1.0, PARAMS, PARAMS, [0.0], BATCHES)
+        flatness.loss_line(1.0, PARAMS, PARAMS, [0.0], BATCHES)
 
 
 def test_figures():
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs samax[plots]")
-    import samax.flatness.plots
+    from samax.flatness import plots
 
     x, y = np.linspace(-1, 1, 11), np.linspace(-1, 1, 7)
     losses = 1 + x**2 + y[:, None] ** 2
     figure, (left, middle, right) = pyplot.subplots(1, 3)
-    samax.flatness.plots.plot_line(left, x, 1 + x**2, label="sam")
+    plots.plot_line(left, x, 1 + x**2, label="sam")
     np.testing.assert_array_equal(left.lines[0].get_ydata(), 1 + x**2)
-    samax.flatness.plots.plot_surface(middle, x, y, losses)
-    samax.flatness.plots.plot_surface(middle, x, y, losses - 2)
-    samax.flatness.plots.plot_spectrum(right, x, np.exp(-(x**2)), label="sam")
+    plots.plot_surface(middle, x, y, losses)
+    plots.plot_surface(middle, x, y, losses - 2)
+    plots.plot_spectrum(right, x, np.exp(-(x**2)), label="sam")
     assert right.get_yscale() == "log"
     for axes in (left, middle, right):
         assert axes.get_xlabel()

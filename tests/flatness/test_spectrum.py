@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-import samax
-
-hessian = pytest.importorskip("samax.flatness.spectrum", reason="needs matfree, samax[measures]")
+from samax import flatness
 
 # Each size of a vector and each number of Lanczos steps is compiled anew: the small problems share
 # them.
@@ -61,7 +59,7 @@ def small():
     params, batches = problem()
     matrix = dense(lambda p: loss_fn(p, whole(batches)), params)
     assert len(matrix) == SIZE
-    return params, samax.hessian_operator(loss_fn, params, batches), matrix
+    return params, flatness.hessian_operator(loss_fn, params, batches), matrix
 
 
 def flat_product(operator, params):
@@ -81,7 +79,7 @@ class TestOperators:
         params, _, matrix = small
         batches = problem()[1]
         data = whole(batches)
-        operator = samax.gauss_newton_operator(network, cross_entropy, params, batches)
+        operator = flatness.gauss_newton_operator(network, cross_entropy, params, batches)
         product = flat_product(operator, params)
         vector, unravel = ravel_pytree(params)
         model = lambda v: jnp.ravel(network(unravel(v), data))
@@ -96,7 +94,7 @@ class TestOperators:
 
     def test_the_adaptive_form(self, small):
         params, operator, matrix = small
-        product = flat_product(samax.scaled_operator(operator, params, t0=0.1), params)
+        product = flat_product(flatness.scaled_operator(operator, params, t0=0.1), params)
         sizes = np.abs(ravel_pytree(params)[0]) + 0.1
         v = np.random.default_rng(0).normal(size=len(matrix)).astype(np.float32)
         expected = sizes * (matrix @ (sizes * v))
@@ -110,8 +108,8 @@ class TestOperators:
             traces.append(None)
             return loss_fn(params, batch)
 
-        operator = samax.hessian_operator(counted, params, batches[:2])
-        hessian.top_eigenpairs(operator, params, num_products=FEW)
+        operator = flatness.hessian_operator(counted, params, batches[:2])
+        flatness.top_eigenpairs(operator, params, num_products=FEW)
         assert len(traces) == 1
 
 
@@ -119,20 +117,20 @@ class TestSmall:
     def test_top_eigenpairs(self, small):
         params, operator, matrix = small
         values, vectors = np.linalg.eigh(matrix)
-        pairs = hessian.top_eigenpairs(operator, params, 3, num_products=SIZE)
+        pairs = flatness.top_eigenpairs(operator, params, 3, num_products=SIZE)
         np.testing.assert_allclose(pairs.values, values[::-1][:3], rtol=1e-4)
         assert np.all(pairs.residuals < 1e-3)
         for i in range(3):
             found = ravel_pytree(jax.tree.map(lambda x, i=i: x[i], pairs.vectors))[0]
             assert abs(found @ vectors[:, -1 - i]) == pytest.approx(1.0, abs=1e-3)
-        smallest = hessian.top_eigenpairs(
+        smallest = flatness.top_eigenpairs(
             lambda v: jax.tree.map(jnp.negative, operator(v)), params, num_products=SIZE
         )
         assert -smallest.values[0] == pytest.approx(values[0], rel=1e-2)
 
     def test_residuals_say_how_good_few_products_are(self, small):
         params, operator, matrix = small
-        pairs = hessian.top_eigenpairs(operator, params, 2, num_products=FEW)
+        pairs = flatness.top_eigenpairs(operator, params, 2, num_products=FEW)
         for i in range(2):
             v = np.asarray(ravel_pytree(jax.tree.map(lambda x, i=i: x[i], pairs.vectors))[0])
             residual = np.linalg.norm(matrix @ v - pairs.values[i] * v)
@@ -147,7 +145,7 @@ class TestSmall:
             "frobenius_norm": ({}, np.sqrt(np.sum(values**2))),
             "log_determinant": ({"shift": 5.0, "num_products": FEW}, np.log(values + 5).sum()),
         }[name]
-        result = getattr(hessian, name)(operator, params, num_samples=30, **options)
+        result = getattr(flatness, name)(operator, params, num_samples=30, **options)
         assert abs(result.value - expected) < 4 * result.standard_error
         assert 0 < result.standard_error < 0.3 * abs(expected)
 
@@ -155,7 +153,7 @@ class TestSmall:
         matrix = np.random.default_rng(0).normal(size=(SIZE, SIZE)).astype(np.float32)
         matrix = matrix + matrix.T
         results = [
-            hessian.trace(lambda v: matrix @ v, jnp.zeros(SIZE), num_samples=20, key=seed)
+            flatness.trace(lambda v: matrix @ v, jnp.zeros(SIZE), num_samples=20, key=seed)
             for seed in range(40)
         ]
         spread = np.std([result.value for result in results])
@@ -169,7 +167,7 @@ class TestSmall:
         diagonal = ravel_pytree(params)[1](jnp.asarray(values))
         operator = lambda v: jax.tree.map(jnp.multiply, diagonal, v)
         width = 0.1
-        found = hessian.spectral_density(
+        found = flatness.spectral_density(
             operator, params, num_samples=2, num_products=SIZE, width=width
         )
         assert jnp.trapezoid(found.density, found.grid) == pytest.approx(1.0, abs=0.01)
@@ -181,7 +179,7 @@ class TestSmall:
     def test_it_is_a_function_of_the_key_and_tells_its_progress(self, small):
         params, operator, _ = small
         told = []
-        run = lambda key: hessian.log_determinant(
+        run = lambda key: flatness.log_determinant(
             operator,
             params,
             5.0,
@@ -194,34 +192,33 @@ class TestSmall:
         assert run(0).value != run(1).value
         assert told[: 2 * FEW] == [(i, 2 * FEW) for i in range(1, 2 * FEW + 1)]
 
-    @pytest.mark.slow
     def test_operators_that_lanczos_exhausts(self):
         """A zero Hessian, the identity, a low rank: NaN in a naive Lanczos."""
         params = {"a": jnp.ones(3), "b": jnp.ones(())}  # 4: the norm of random signs is exact
         for scale in (0.0, 2.0):
             operator = lambda v, scale=scale: jax.tree.map(lambda x: scale * x, v)
-            pairs = hessian.top_eigenpairs(operator, params, 1)
+            pairs = flatness.top_eigenpairs(operator, params, 1)
             assert pairs.values[0] == pytest.approx(scale)
             assert pairs.residuals[0] == 0
-            density = hessian.spectral_density(operator, params, num_samples=2)
+            density = flatness.spectral_density(operator, params, num_samples=2)
             np.testing.assert_allclose(density.nodes, scale)
             assert np.all(np.isfinite(density.density))
-            value = hessian.log_determinant(operator, params, 1.0, num_samples=2).value
+            value = flatness.log_determinant(operator, params, 1.0, num_samples=2).value
             assert value == pytest.approx(4 * np.log(1 + scale), rel=1e-5)
         rank_one = lambda v: jnp.ones(SIZE) * jnp.sum(v)
-        pairs = hessian.top_eigenpairs(rank_one, jnp.zeros(SIZE), 2)
+        pairs = flatness.top_eigenpairs(rank_one, jnp.zeros(SIZE), 2)
         np.testing.assert_allclose(pairs.values, [SIZE, 0.0], atol=1e-3)
 
     def test_what_is_refused(self, small):
         params, operator, _ = small
         with pytest.raises(ValueError, match="shift must exceed"):
-            hessian.log_determinant(operator, params, 1e-4, num_samples=1, num_products=SIZE)
+            flatness.log_determinant(operator, params, 1e-4, num_samples=1, num_products=SIZE)
         with pytest.raises(ValueError, match="num_products must be at least 3, got 2"):
-            hessian.top_eigenpairs(operator, params, 3, num_products=2)
+            flatness.top_eigenpairs(operator, params, 3, num_products=2)
         with pytest.raises(TypeError, match="operator must be a function"):
-            hessian.trace(np.eye(3), params)
+            flatness.trace(np.eye(3), params)
         with pytest.raises(TypeError, match="params has a leaf of dtype int32"):
-            samax.hessian_operator(loss_fn, {"w": jnp.ones(2, jnp.int32)})
+            flatness.hessian_operator(loss_fn, {"w": jnp.ones(2, jnp.int32)})
 
 
 class TestLayerRescaling:
@@ -236,12 +233,12 @@ class TestLayerRescaling:
         rescaled = {"first": {"w": 5 * params["first"]["w"]}, "second": params["second"] / 5}
 
         def measured(params):
-            operator = samax.hessian_operator(loss, params, batches)
-            operator = samax.scaled_operator(operator, params) if adaptive else operator
-            top = hessian.top_eigenpairs(operator, params, num_products=SIZE).values[0]
-            trace = hessian.trace(operator, params, num_samples=10).value
-            norm = hessian.frobenius_norm(operator, params, num_samples=10).value
-            shifted = hessian.log_determinant(
+            operator = flatness.hessian_operator(loss, params, batches)
+            operator = flatness.scaled_operator(operator, params) if adaptive else operator
+            top = flatness.top_eigenpairs(operator, params, num_products=SIZE).values[0]
+            trace = flatness.trace(operator, params, num_samples=10).value
+            norm = flatness.frobenius_norm(operator, params, num_samples=10).value
+            shifted = flatness.log_determinant(
                 operator, params, 100.0, num_samples=2, num_products=FEW
             )
             return np.array([top, trace, norm, shifted.value])
@@ -259,18 +256,18 @@ def test_the_measures_agree_at_a_hundred_thousand_parameters():
     params, batches = problem(inputs=100, width=900, classes=10, sizes=(32, 32))
     size = ravel_pytree(params)[0].size
     assert size > 1e5 - 1000
-    operator = samax.hessian_operator(loss_fn, params, batches)
+    operator = flatness.hessian_operator(loss_fn, params, batches)
     options = {"num_products": 10}
-    pairs = hessian.top_eigenpairs(operator, params, 2, **options)
+    pairs = flatness.top_eigenpairs(operator, params, 2, **options)
     vector, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], pairs.vectors))
     product = ravel_pytree(operator(unravel(vector)))[0]
     assert vector @ product == pytest.approx(float(pairs.values[0]), rel=1e-3)
     residual = jnp.linalg.norm(product - pairs.values[0] * vector)
     assert residual < pairs.residuals[0] + 1e-3 * pairs.values[0]
 
-    trace = hessian.trace(operator, params, num_samples=8, key=1)
-    norm = hessian.frobenius_norm(operator, params, num_samples=8, key=2)
-    density = hessian.spectral_density(operator, params, num_samples=3, key=3, **options)
+    trace = flatness.trace(operator, params, num_samples=8, key=1)
+    norm = flatness.frobenius_norm(operator, params, num_samples=8, key=2)
+    density = flatness.spectral_density(operator, params, num_samples=3, key=3, **options)
     moment = lambda power: size * float(jnp.sum(density.weights * density.nodes**power))
     assert moment(1) == pytest.approx(float(trace.value), abs=6 * float(trace.standard_error))
     spread = 2 * float(norm.value * norm.standard_error)
@@ -278,6 +275,6 @@ def test_the_measures_agree_at_a_hundred_thousand_parameters():
     assert density.nodes.max() == pytest.approx(float(pairs.values[0]), rel=0.05)
     # log(1 + h / c) is h / c to first order.
     large = 1e3 * float(pairs.values[0])
-    logdet = hessian.log_determinant(operator, params, large, num_samples=3, key=3, **options)
+    logdet = flatness.log_determinant(operator, params, large, num_samples=3, key=3, **options)
     excess = float(logdet.value) - size * np.log(large)
     assert excess == pytest.approx(moment(1) / large, abs=2.0)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import samax
+from samax import flatness
 
 CURVATURE = jnp.array([1.0, 3.0, 10.0])
 BATCHES = [np.ones(4, np.float32), 4 * np.ones(2, np.float32)]  # of mean 2
@@ -23,10 +24,10 @@ def start(size=0.0):
 
 class TestWorstCase:
     def test_at_a_minimum_it_is_the_top_eigenvalues(self):
-        value = samax.worst_case_sharpness(loss_fn, start(), BATCHES, rho=0.3, steps=30, key=0)
+        value = flatness.worst_case_sharpness(loss_fn, start(), BATCHES, rho=0.3, steps=30, key=0)
         assert value == pytest.approx(0.5 * 20.0 * 0.3**2, rel=0.01)
         # Without a start off the minimum there is no way up.
-        assert samax.worst_case_sharpness(loss_fn, start(), BATCHES, rho=0.3) == 0.0
+        assert flatness.worst_case_sharpness(loss_fn, start(), BATCHES, rho=0.3) == 0.0
 
     def test_one_step_is_sams_perturbation(self):
         params, rho = start(0.5), 0.2
@@ -34,33 +35,37 @@ class TestWorstCase:
         scale = rho / optax.tree.norm(grads)
         point = jax.tree.map(lambda w, g: w + scale * g, params, grads)
         expected = loss_fn(point, 2.0) - loss_fn(params, 2.0)
-        value = samax.worst_case_sharpness(loss_fn, params, BATCHES, rho=rho, steps=1)
+        value = flatness.worst_case_sharpness(loss_fn, params, BATCHES, rho=rho, steps=1)
         assert value == pytest.approx(float(expected), rel=1e-5)
-        more = samax.worst_case_sharpness(loss_fn, params, BATCHES, rho=rho, steps=20)
+        more = flatness.worst_case_sharpness(loss_fn, params, BATCHES, rho=rho, steps=20)
         assert more >= value
 
     def test_the_ball_is_kept(self):
         slope = lambda w: jnp.sum(w * jnp.array([3.0, 4.0]))
         for steps in (1, 2, 7):
-            value = samax.worst_case_sharpness(slope, jnp.zeros(2), rho=0.5, steps=steps)
+            value = flatness.worst_case_sharpness(slope, jnp.zeros(2), rho=0.5, steps=steps)
             assert value == pytest.approx(2.5, rel=1e-6)
 
     def test_the_adaptive_ball_is_asams(self):
         """max <g, eps> over ||eps / T|| <= rho is rho ||T g||."""
         gradient, params = jnp.array([3.0, 4.0]), jnp.array([2.0, -0.5])
         slope = lambda w: jnp.sum(w * gradient)
-        value = samax.worst_case_sharpness(slope, params, rho=0.5, steps=3, adaptive=True, t0=0.1)
+        value = flatness.worst_case_sharpness(
+            slope, params, rho=0.5, steps=3, adaptive=True, t0=0.1
+        )
         expected = 0.5 * jnp.linalg.norm((jnp.abs(params) + 0.1) * gradient)
         assert value == pytest.approx(float(expected), rel=1e-5)
 
     def test_no_rise_is_zero_and_so_is_no_radius(self):
-        assert samax.worst_case_sharpness(lambda w: -jnp.sum(w**2), jnp.zeros(2), rho=1.0) == 0.0
-        assert samax.worst_case_sharpness(loss_fn, start(1.0), BATCHES, rho=0.0) == 0.0
+        assert flatness.worst_case_sharpness(lambda w: -jnp.sum(w**2), jnp.zeros(2), rho=1.0) == 0.0
+        assert flatness.worst_case_sharpness(loss_fn, start(1.0), BATCHES, rho=0.0) == 0.0
 
 
 class TestAverageCase:
     def test_it_is_half_the_trace(self):
-        result = samax.average_case_sharpness(loss_fn, start(), BATCHES, rho=0.1, num_samples=200)
+        result = flatness.average_case_sharpness(
+            loss_fn, start(), BATCHES, rho=0.1, num_samples=200
+        )
         expected = 0.1**2 * 2 * float(CURVATURE.sum()) / 2
         assert abs(result.value - expected) < 4 * result.standard_error
         # The variance of v^T H v / 2 is ||H||_F^2 / 2.
@@ -68,12 +73,14 @@ class TestAverageCase:
         assert result.standard_error == pytest.approx(error, rel=0.25)
 
     def test_it_is_a_function_of_the_key(self):
-        run = lambda key: samax.average_case_sharpness(
+        run = lambda key: flatness.average_case_sharpness(
             loss_fn, start(1.0), BATCHES, rho=0.1, num_samples=3, key=key
         )
         assert run(0).value == run(jax.random.key(0)).value
         assert run(0).value != run(1).value
-        alone = samax.average_case_sharpness(lambda w: w @ w, jnp.ones(2), rho=0.1, num_samples=1)
+        alone = flatness.average_case_sharpness(
+            lambda w: w @ w, jnp.ones(2), rho=0.1, num_samples=1
+        )
         assert np.isnan(alone.standard_error)
 
 
@@ -85,8 +92,8 @@ def test_worst_case_m_sharpness_is_the_mean_over_the_batches():
     values = []
     for m in (3, 8, 24):
         batches = np.split(data, 24 // m)
-        value = samax.worst_case_m_sharpness(loss, params, batches, rho=0.1)
-        each = [samax.worst_case_sharpness(loss, params, [b], rho=0.1, steps=1) for b in batches]
+        value = flatness.worst_case_m_sharpness(loss, params, batches, rho=0.1)
+        each = [flatness.worst_case_sharpness(loss, params, [b], rho=0.1, steps=1) for b in batches]
         assert value == pytest.approx(float(np.mean(each)), rel=1e-4)
         values.append(float(value))
     assert values[0] > values[1] > values[2]
@@ -115,18 +122,20 @@ class TestLayerRescaling:
     @pytest.mark.parametrize("adaptive", [True, False])
     def test_worst_case(self, adaptive):
         here, there = self.both(
-            lambda p: samax.worst_case_sharpness(self.loss, p, rho=0.05, steps=3, adaptive=adaptive)
+            lambda p: flatness.worst_case_sharpness(
+                self.loss, p, rho=0.05, steps=3, adaptive=adaptive
+            )
         )
         assert (there == pytest.approx(here, rel=1e-3)) == adaptive
         assert adaptive or there > 2 * here
 
     @pytest.mark.parametrize("wrap", [samax.scaled_by_params, samax.scaled_by_layer, None])
     def test_average_case(self, wrap):
-        measure = samax.gaussian if wrap is None else wrap(samax.gaussian)
+        distribution = samax.gaussian if wrap is None else wrap(samax.gaussian)
         here, there = self.both(
             lambda p: (
-                samax.average_case_sharpness(
-                    self.loss, p, rho=0.05, measure=measure, num_samples=8
+                flatness.average_case_sharpness(
+                    self.loss, p, rho=0.05, distribution=distribution, num_samples=8
                 ).value
             )
         )
@@ -144,14 +153,14 @@ def test_data_are_streamed_and_progress_is_told(dtype):
             return iter(BATCHES)
 
     params = jax.tree.map(lambda x: x.astype(dtype), start(0.5))
-    value = samax.worst_case_sharpness(
+    value = flatness.worst_case_sharpness(
         loss_fn, params, Loader(), rho=0.1, steps=4, progress=lambda *done: told.append(done)
     )
     assert value.dtype == jnp.float32
     assert len(passes) == 5
     assert told == [(i, 5) for i in range(1, 6)]
     told.clear()
-    samax.average_case_sharpness(
+    flatness.average_case_sharpness(
         loss_fn, params, Loader(), rho=0.1, num_samples=3, progress=lambda *done: told.append(done)
     )
     assert told == [(2, 4), (3, 4), (4, 4)]
@@ -160,14 +169,14 @@ def test_data_are_streamed_and_progress_is_told(dtype):
 def test_what_is_refused():
     params = start(1.0)
     with pytest.raises(TypeError, match="batches must be an iterable that can be gone through"):
-        samax.worst_case_sharpness(loss_fn, params, iter(BATCHES), rho=0.1)
+        flatness.worst_case_sharpness(loss_fn, params, iter(BATCHES), rho=0.1)
     with pytest.raises(ValueError, match="at least one batch"):
-        samax.worst_case_sharpness(loss_fn, params, [], rho=0.1)
+        flatness.worst_case_sharpness(loss_fn, params, [], rho=0.1)
     with pytest.raises(ValueError, match="one common leading axis"):
-        samax.worst_case_sharpness(loss_fn, params, [(np.ones(3), np.ones(2))], rho=0.1)
+        flatness.worst_case_sharpness(loss_fn, params, [(np.ones(3), np.ones(2))], rho=0.1)
     with pytest.raises(TypeError, match="must be a scalar loss"):
-        samax.worst_case_sharpness(lambda p, b: p["w"], params, BATCHES, rho=0.1)
+        flatness.worst_case_sharpness(lambda p, b: p["w"], params, BATCHES, rho=0.1)
     with pytest.raises(ValueError, match="rho must be finite"):
-        samax.worst_case_m_sharpness(loss_fn, params, BATCHES, rho=-1.0)
+        flatness.worst_case_m_sharpness(loss_fn, params, BATCHES, rho=-1.0)
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
-        samax.average_case_sharpness(loss_fn, params, BATCHES, rho=0.1, num_samples=0)
+        flatness.average_case_sharpness(loss_fn, params, BATCHES, rho=0.1, num_samples=0)
