@@ -1,35 +1,52 @@
-"""The evaluation function of a Flax NNX model, whose calls change the model."""
+"""Flax NNX, whose models change when they are called: SAM in one line, and the pure loss."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import optax
 from flax import nnx
 
+from samax._core.checks import check_callable, check_transformation
+from samax._core.value_and_grad import stateless_direction
 
-def value_fn(
-    model: nnx.Module,
+Argnum: TypeAlias = int | nnx.DiffState
+
+
+def value_and_grad(
     loss_fn: Callable[..., Any],
-    *args: Any,
-    wrt: nnx.filterlib.Filter = nnx.Param,
+    method: optax.GradientTransformation,
+    *,
+    argnums: Argnum | tuple[Argnum, ...] = 0,
     has_aux: bool = False,
-) -> Callable[[Any], jax.Array]:
-    """Makes a pure `value_fn(params) -> loss` from a model and a loss that may change it.
+) -> Callable[..., tuple[Any, Any]]:
+    r"""`nnx.value_and_grad(loss_fn)` with a sharpness-aware direction in place of the gradient.
 
-    The model is copied here, random keys and batch statistics included, so call this BEFORE the
-    clean pass: the perturbed pass then draws the clean pass's dropout masks. Whatever the perturbed
-    pass writes to the model (batch statistics, key counts) is dropped, so that the statistics move
-    once a step, with the clean pass.
+    $$ (L(w), \, \nabla L(w)) \; \to \; (L(w), \, d), \qquad
+       d = \nabla L\left(w + \rho \, \frac{g}{\lVert g \rVert}\right) \text{ for SAM} $$
+
+    The one line to change in a training step. The clean pass is that of `nnx.value_and_grad`: it
+    moves batch statistics, random counts and metrics, once, and gives the value and the auxiliary
+    output. The second pass sees copies of all arguments as they were before, at the perturbed
+    parameters: it draws the same dropout masks, and what it writes is dropped.
 
     Args:
-      model: the model, in the mode (`model.train()`) of the clean pass.
-      loss_fn: the function of the clean pass, `loss_fn(model, *args) -> loss`.
-      *args: its further arguments, such as the batch.
-      wrt: which variables are trained; the same filter as that of the optimizer and of `nnx.grad`.
-      has_aux: whether `loss_fn` returns a pair `(loss, aux)`; `aux` is dropped.
+      loss_fn: `loss_fn(model, *args, **kwargs) -> loss`, or a pair `(loss, aux)`. Models, `rngs`,
+        metrics objects and batches may stand in any place, shared ones too.
+      method: `samax.sam(0.05)` or another method that keeps no state between steps; see
+        `samax.value_and_grad`.
+      argnums: as in `nnx.value_and_grad`: which positional arguments are differentiated, each a
+        number or `nnx.DiffState(number, filter)`, such as `nnx.DiffState(0, nnx.LoRAParam)`.
+      has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
 
     Returns:
-      A function of the state that `nnx.state(model, wrt)` holds.
+      A function of the arguments of `loss_fn`, to `(loss, direction)`, or to `((loss, aux),
+      direction)`.
+
+    Raises:
+      TypeError: if `loss_fn` is no function or `method` no transformation; when called, if the loss
+        comes with an auxiliary output and `has_aux` is not set.
+      ValueError: when called, if the method keeps a state.
 
     Examples:
       >>> import jax.numpy as jnp, optax, samax, samax.flax
@@ -43,7 +60,95 @@ def value_fn(
       >>> def loss_fn(model, x, y):
       ...     return jnp.mean((model(x) - y) ** 2)
       >>> model = Model(nnx.Rngs(0))
-      >>> tx = optax.chain(samax.sam(rho=0.05), optax.sgd(0.1))
+      >>> optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+      >>> @nnx.jit
+      ... def train_step(model, optimizer, x, y):
+      ...     loss, grads = samax.flax.value_and_grad(loss_fn, samax.sam(0.05))(model, x, y)
+      ...     optimizer.update(model, grads)
+      ...     return loss
+      >>> loss = train_step(model, optimizer, jnp.ones((8, 2)), jnp.ones((8, 1)))
+    """
+    check_callable("loss_fn", loss_fn, "of the model")
+    check_transformation("method", method)
+    method = optax.with_extra_args_support(method)
+    checked, several = _checked(loss_fn, has_aux), isinstance(argnums, tuple)
+
+    def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        before = nnx.clone((args, kwargs))
+        # NNX wants positions: the keyword arguments, which may hold objects too, are the last one.
+        positional = lambda *args: checked(*args[:-1], **args[-1])  # noqa: E731
+        clean_pass = nnx.value_and_grad(positional, argnums=argnums, has_aux=has_aux)
+        value, grads = clean_pass(*args, kwargs)
+        wanted = [
+            (argnum.argnum, argnum.filter) if isinstance(argnum, nnx.DiffState) else (argnum, None)
+            for argnum in (argnums if several else (argnums,))
+        ]
+
+        def value_fn(params: tuple[Any, ...]) -> jax.Array:
+            copies, options = nnx.clone(before)
+            moved = list(copies)
+            for (place, _), param in zip(wanted, params, strict=True):
+                if _is_object(moved[place]):
+                    nnx.update(moved[place], param)
+                else:
+                    moved[place] = param
+            result = loss_fn(*moved, **options)
+            return result[0] if has_aux else result
+
+        params = tuple(
+            nnx.state(args[place], nnx.Param if chosen is None else chosen)
+            if _is_object(args[place])
+            else args[place]
+            for place, chosen in wanted
+        )
+        direction = stateless_direction(
+            method,
+            grads if several else (grads,),
+            params,
+            value=value[0] if has_aux else value,
+            value_fn=value_fn,
+        )
+        return value, direction if several else direction[0]
+
+    return evaluate
+
+
+def value_fn(
+    model: nnx.Module,
+    loss_fn: Callable[..., Any],
+    *args: Any,
+    has_aux: bool = False,
+    **kwargs: Any,
+) -> Callable[[Any], jax.Array]:
+    """Makes a pure `value_fn(params) -> loss` from a model and a loss that may change it.
+
+    For the full form, `optimizer.update(model, grads, value=value, value_fn=value_fn)`. The model
+    and all other arguments are copied here, random keys, batch statistics and metrics included, so
+    call this BEFORE the clean pass: the perturbed pass then draws the clean pass's dropout masks.
+    Whatever the perturbed pass writes is dropped, so that the statistics move once a step, with the
+    clean pass.
+
+    Args:
+      model: the model, in the mode (`model.train()`) of the clean pass.
+      loss_fn: the function of the clean pass, `loss_fn(model, *args, **kwargs) -> loss`.
+      *args: its further arguments, such as `rngs` and the batch.
+      has_aux: whether `loss_fn` returns a pair `(loss, aux)`; `aux` is dropped.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      A function of the state that the optimizer holds, `nnx.state(model, wrt)` whatever its `wrt`.
+
+    Raises:
+      TypeError: if `loss_fn` is no function; when called, if the loss comes with an auxiliary
+        output and `has_aux` is not set.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, samax, samax.flax
+      >>> from flax import nnx
+      >>> def loss_fn(model, x, y):
+      ...     return jnp.mean((model(x) - y) ** 2)
+      >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+      >>> tx = optax.chain(samax.vasso(rho=0.05), optax.sgd(0.1))
       >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
       >>> @nnx.jit
       ... def train_step(model, optimizer, x, y):
@@ -53,12 +158,36 @@ def value_fn(
       ...     return value
       >>> value = train_step(model, optimizer, jnp.ones((8, 2)), jnp.ones((8, 1)))
     """
-    graphdef, *states = nnx.split(model, wrt, ...)
-    # New variables around the same arrays: the clean pass assigns to the model's own.
-    rest = jax.tree.map(lambda leaf: leaf, states[1])
+    check_callable("loss_fn", loss_fn, "of the model, as in value_fn(model, loss_fn, x, y)")
+    checked = _checked(loss_fn, has_aux)
+    before = nnx.clone((model, args, kwargs))
 
     def evaluate(params: Any) -> jax.Array:
-        result = loss_fn(nnx.merge(graphdef, params, rest, copy=True), *args)
+        copy, arguments, options = nnx.clone(before)
+        nnx.update(copy, params)
+        result = checked(copy, *arguments, **options)
         return result[0] if has_aux else result
 
     return evaluate
+
+
+def _checked(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    """The loss, refusing an auxiliary output that nobody asked for."""
+    if has_aux:
+        return loss_fn
+
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        result = loss_fn(*args, **kwargs)
+        if isinstance(result, tuple):
+            raise TypeError(
+                "loss_fn must return a scalar loss, got a tuple: for a pair (loss, aux) pass "
+                "has_aux=True to samax.flax, as to nnx.value_and_grad."
+            )
+        return result
+
+    return loss
+
+
+def _is_object(argument: Any) -> bool:
+    """Whether an argument is a model, and no pytree of arrays."""
+    return isinstance(argument, nnx.Module)

@@ -122,7 +122,7 @@ def test_nnx_auxiliary_output_and_filters():
 
     @nnx.jit
     def step(model, optimizer, x, y):
-        value_fn = samax.flax.value_fn(model, with_logits, x, y, wrt=last_layer, has_aux=True)
+        value_fn = samax.flax.value_fn(model, with_logits, x, y, has_aux=True)
         (value, logits), grads = nnx.value_and_grad(
             with_logits, has_aux=True, argnums=nnx.DiffState(0, last_layer)
         )(model, x, y)

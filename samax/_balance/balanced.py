@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._balance.groups import Groups, Stacked, find_groups, group_name, squared_norm
+from samax._balance.groups import Groups, find_groups
 from samax._core.checks import (
     Scalar,
     ScalarOrSchedule,
@@ -17,8 +17,9 @@ from samax._core.checks import (
     check_scalar,
     check_schedule,
     check_transformation,
+    probe_schedule,
 )
-from samax._core.numerics import cast_like, widen
+from samax._core.numerics import cast_like, displace
 from samax._core.schedules import at
 
 BalanceRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
@@ -29,12 +30,12 @@ class BalancedState(NamedTuple):
 
     Attributes:
       optimizer: the state of the wrapped optimizer.
-      step: the number of updates so far, for the schedules.
+      count: the number of updates so far, for the schedules.
       rates: the last `eta alpha c_k` by group, for logging; empty unless tracked.
     """
 
     optimizer: optax.OptState
-    step: jax.Array
+    count: jax.Array
     rates: dict[str, jax.Array]
 
 
@@ -62,7 +63,8 @@ def balanced(
       optimizer: the base optimizer, learning rate included.
       rule: `rule(params_sq, grads_sq) -> c`, from the squared Frobenius norms of a group's K cores
         and of their gradients, both of shape (K,) or (K, layers), to the rates, of the same shape.
-        Rates that are not finite, and those of a group of zero gradients, count as 0.
+        Rates of a core of norm zero, and of a group whose gradients are all zero or have a
+        non-finite entry, count as 0.
       learning_rate: the learning rate eta of `optimizer`, a number or a schedule.
       alpha: the strength, at least 0, a number or a schedule.
       groups: a pytree of labels like the parameters (None for leaves outside the groups), or a
@@ -75,7 +77,8 @@ def balanced(
       An optimizer.
 
     Raises:
-      ValueError: if a number or schedule is negative or not finite, or `bound` is outside (0, 1).
+      ValueError: if a number is negative or not finite, or `bound` is outside (0, 1); in `init`, if
+        a schedule is at some step.
 
     Examples:
       A rule of one's own, in three lines: pull the norms together by their ratio to the mean.
@@ -96,13 +99,18 @@ def balanced(
     base = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> BalancedState:
-        rates = {}
-        for label, cores in find_groups(groups, params).items():
-            name = group_name(label)
-            check_parameters(f"group {name!r}", [core for _, core in cores])
-            shape = jnp.shape(cores[0][1])[:1] if isinstance(label, Stacked) else ()
-            rates[name] = jnp.zeros((len(cores), *shape))
-        return BalancedState(base.init(params), jnp.zeros((), jnp.int32), rates if track else {})
+        probe_schedule("learning_rate", learning_rate)
+        probe_schedule("alpha", alpha)
+        leaves = jax.tree.leaves(params)
+        # The placeholder of `optax.tree.map_params` has no leaves: an array stands for the rates.
+        rates: Any = {} if leaves or not track else jnp.zeros(())
+        for group in find_groups(groups, params) if leaves else []:
+            cores = group.members(leaves)
+            check_parameters(f"group {group.name!r}", cores)
+            layers = jnp.shape(cores[0])[:1] if group.stacked else ()
+            if track:
+                rates[group.name] = jnp.zeros((len(cores), *layers))
+        return BalancedState(base.init(params), jnp.zeros((), jnp.int32), rates)
 
     def update(
         updates: optax.Updates,
@@ -113,36 +121,33 @@ def balanced(
         if params is None:
             raise ValueError("balanced needs params: pass them to update.")
         check_same_tree("updates", updates, params)
-        strength = at(learning_rate, state.step) * at(alpha, state.step)
+        strength = at(learning_rate, state.count) * at(alpha, state.count)
         structure: Any = jax.tree.structure(params)
-        grads, scaled = jax.tree.leaves(updates), jax.tree.leaves(params)
-        growth, rates = {}, {}
-        for label, members in find_groups(groups, params).items():
-            stacked = isinstance(label, Stacked)
-            cores = widen([core for _, core in members])
-            gammas = widen([grads[place] for place, _ in members])
-            params_sq = jnp.stack([squared_norm(core, stacked) for core in cores])
-            grads_sq = jnp.stack([squared_norm(gamma, stacked) for gamma in gammas])
+        grads, leaves = jax.tree.leaves(updates), jax.tree.leaves(params)
+        scaled, growth, rates = list(leaves), {}, {}
+        for group in find_groups(groups, params):
+            params_sq, grads_sq = group.squared_norms(leaves), group.squared_norms(grads)
             rate = strength * rule(params_sq, grads_sq)
             if bound is not None:
                 rate = jnp.clip(rate, -jnp.asarray(bound), bound)
-            # Zero gradients tell nothing; a core of norm zero has no rate and needs none.
-            usable = jnp.isfinite(rate) & (grads_sq.sum(axis=0) > 0)
-            rates[group_name(label)] = rate = jnp.where(usable, rate, 0.0)
-            for (place, leaf), core, core_rate in zip(members, cores, rate, strict=True):
-                trailing = (1,) * (core.ndim - core_rate.ndim)
-                change = (core_rate.reshape(core_rate.shape + trailing) * core).astype(core.dtype)
+            # Gradients that are zero or not finite tell nothing; a core of norm zero needs no rate.
+            total = grads_sq.sum(axis=0)
+            usable = (total > 0) & jnp.isfinite(total) & (params_sq > 0)
+            rates[group.name] = rate = jnp.where(usable, rate, 0.0)
+            changes = group.scaled(leaves, rate)
+            for place, change in zip(group.places, changes, strict=True):
                 growth[place] = change
-                scaled[place] = (core + change).astype(jnp.result_type(leaf))
+                scaled[place] = displace(leaves[place], change)
         step, base_state = base.update(
             updates, state.optimizer, structure.unflatten(scaled), **extra_args
         )
-        leaves = jax.tree.leaves(step)
+        steps = jax.tree.leaves(step)
         for place, change in growth.items():
-            leaves[place] = (change + leaves[place]).astype(leaves[place].dtype)
-        rates = cast_like(rates, state.rates) if track else state.rates
-        return structure.unflatten(leaves), BalancedState(
-            base_state, optax.safe_increment(state.step), rates
+            steps[place] = (change + steps[place]).astype(steps[place].dtype)
+        return structure.unflatten(steps), BalancedState(
+            optimizer=base_state,
+            count=optax.safe_increment(state.count),
+            rates=cast_like(rates, state.rates) if track else state.rates,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -179,7 +184,7 @@ def nbar(
       An optimizer.
 
     Raises:
-      ValueError: if a number or schedule is negative or not finite.
+      ValueError: if a number is negative or not finite; in `init`, if a schedule is at some step.
 
     References:
       Li, Zhang and He, Implicit Regularization of Sharpness-Aware Minimization for Scale-Invariant
@@ -232,7 +237,7 @@ def obar(
       An optimizer.
 
     Raises:
-      ValueError: if a number or schedule is negative or not finite.
+      ValueError: if a number is negative or not finite; in `init`, if a schedule is at some step.
 
     References:
       Li, Zhang and He, Implicit Regularization of Sharpness-Aware Minimization for Scale-Invariant
@@ -288,7 +293,7 @@ def das(
       An optimizer.
 
     Raises:
-      ValueError: if a number or schedule is negative or not finite.
+      ValueError: if a number is negative or not finite; in `init`, if a schedule is at some step.
 
     References:
       Cao, Atarashi and Kashima, 2025, Algorithm 2,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from samax._core.checks import is_masked
+from samax._core.numerics import widen
 
 Groups: TypeAlias = Any  # a pytree of labels, or a function from parameters to one
 
@@ -149,8 +150,40 @@ def _label(
     )
 
 
-def find_groups(groups: Groups, params: Any) -> dict[Hashable, list[tuple[int, Any]]]:
-    """The groups of `params`: for each label, the positions and the leaves of its cores.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The cores of one group, by their places among the leaves of the parameters.
+
+    Attributes:
+      name: the label as a string, for logs and plots.
+      places: where its K cores stand among the leaves.
+      stacked: whether the cores are stacked over layers, each a group of its own.
+    """
+
+    name: str
+    places: tuple[int, ...]
+    stacked: bool
+
+    def members(self, leaves: list[Any]) -> list[Any]:
+        """Those of the leaves that are this group's."""
+        return [leaves[place] for place in self.places]
+
+    def squared_norms(self, leaves: list[Any]) -> jax.Array:
+        """The squared Frobenius norms, of shape (K,) or (K, layers), in float32 or wider."""
+        return jnp.stack([_squared_norm(x, self.stacked) for x in widen(self.members(leaves))])
+
+    def scaled(self, leaves: list[Any], factors: jax.Array) -> list[jax.Array]:
+        """The cores times their factors, of shape (K,) or (K, layers), in float32 or wider."""
+        return [
+            (factor.reshape(factor.shape + (1,) * (core.ndim - factor.ndim)) * core).astype(
+                core.dtype
+            )
+            for factor, core in zip(factors, widen(self.members(leaves)), strict=True)
+        ]
+
+
+def find_groups(groups: Groups, params: Any) -> list[Group]:
+    """The groups of `params`.
 
     What `optax.masked` hides from an optimizer holds no leaf, whatever its label.
     """
@@ -163,25 +196,27 @@ def find_groups(groups: Groups, params: Any) -> dict[Hashable, list[tuple[int, A
         raise ValueError(
             f"groups must be a pytree of labels like the parameters: {error}"
         ) from None
-    seen = [(label, leaf) for label, leaf in zip(flat, leaves, strict=True) if not is_masked(leaf)]
-    found = defaultdict(list)
-    for place, (label, leaf) in enumerate(seen):
+    seen = [label for label, leaf in zip(flat, leaves, strict=True) if not is_masked(leaf)]
+    places = defaultdict(list)
+    for place, label in enumerate(seen):
         if label is not None:
-            found[label].append((place, leaf))
-    if not found:
+            places[label].append(place)
+    if not places:
         raise ValueError("groups labels no leaf: every label is None.")
-    for label, members in found.items():
-        if len(members) == 1:
+    for label, cores in places.items():
+        if len(cores) == 1:
             raise ValueError(f"groups has one core alone in the group {label!r}; two are needed.")
-    return dict(found)
+    return [
+        Group(
+            name=str(label.label if isinstance(label, Stacked) else label),
+            places=tuple(cores),
+            stacked=isinstance(label, Stacked),
+        )
+        for label, cores in places.items()
+    ]
 
 
-def group_name(label: Hashable) -> str:
-    """The label as a string, for logs and plots."""
-    return str(label.label if isinstance(label, Stacked) else label)
-
-
-def squared_norm(x: jax.Array, stacked: bool) -> jax.Array:
+def _squared_norm(x: jax.Array, stacked: bool) -> jax.Array:
     """The squared Frobenius norm, of each slice along the leading axis where layers are stacked.
 
     Rows first, in a sum of their own: one long sum is a chain of additions that wait for one

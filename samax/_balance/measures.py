@@ -1,13 +1,12 @@
-"""Measures of what an optimizer found: balance of the cores (sharpness follows)."""
+"""Measures of the balance of the cores of a group."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from samax._balance.groups import Groups, Stacked, find_groups, group_name, squared_norm
+from samax._balance.groups import Groups, find_groups
 from samax._core.checks import check_same_tree
-from samax._core.numerics import widen
 
 
 def balancedness(params: Any, groups: Groups) -> dict[str, jax.Array]:
@@ -110,10 +109,5 @@ def gradient_covariance(params: Any, grads: Any, groups: Groups) -> dict[str, ja
 
 def _squares(tree: Any, params: Any, groups: Groups) -> dict[str, jax.Array]:
     """Squared norms of the leaves of `tree` by the groups of `params`, of shape (K,) or (K, L)."""
-    leaves = jax.tree.leaves(widen(tree))
-    return {
-        group_name(label): jnp.stack(
-            [squared_norm(leaves[place], isinstance(label, Stacked)) for place, _ in members]
-        )
-        for label, members in find_groups(groups, params).items()
-    }
+    leaves = jax.tree.leaves(tree)
+    return {group.name: group.squared_norms(leaves) for group in find_groups(groups, params)}

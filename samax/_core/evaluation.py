@@ -130,7 +130,8 @@ def _bound(
         try:
             return fn(params, *by_position, **given)
         except (AttributeError, TypeError) as error:
-            if type(params).__module__.split(".")[0] != "flax":
+            of_nnx = type(params).__module__.startswith("flax.")
+            if not of_nnx or getattr(fn, "__module__", None) == "samax.flax":
                 raise
             raise TypeError(
                 f"{name} failed on the parameters, a {type(params).__name__} of Flax NNX, not a "

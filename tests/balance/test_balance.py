@@ -340,7 +340,7 @@ def test_schedules_and_the_step_count():
         _, state = jax.jit(tx.update)(params, state, params)
         seen.append(float(np.abs(state.rates["xy"][0])))
     np.testing.assert_allclose(seen, [0.1, 0.075, 0.0], rtol=1e-6)
-    assert state.step == 3
+    assert state.count == 3
 
 
 def test_measures_run_under_jit_and_refuse_what_they_cannot_measure():

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import samax
-from samax._balance.groups import find_groups, squared_norm
+from samax._balance.groups import Group, find_groups
 
 A, B = jnp.ones((4, 2)), jnp.zeros((2, 4))
 
@@ -21,8 +21,8 @@ def cores(params, groups=samax.lora_groups):
     """The paths' last keys of each group."""
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return {
-        label: [paths[place] for place, _ in members]
-        for label, members in find_groups(groups, params).items()
+        (samax.Stacked(group.name) if group.stacked else group.name): group.members(paths)
+        for group in find_groups(groups, params)
     }
 
 
@@ -107,7 +107,7 @@ def test_groups_by_path():
 
 def test_labels_by_hand():
     params = {"x": A, "y": B, "rest": [A, None]}
-    assert cores(params, {"x": 0, "y": 0, "rest": [None, None]}) == {0: ["['x']", "['y']"]}
+    assert cores(params, {"x": 0, "y": 0, "rest": [None, None]}) == {"0": ["['x']", "['y']"]}
 
 
 class TestErrors:
@@ -139,7 +139,9 @@ class TestErrors:
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4), (3, 4, 2)])
 def test_squared_norms(shape):
     x = jax.random.normal(jax.random.key(0), shape)
-    np.testing.assert_allclose(squared_norm(x, False), np.sum(np.square(x)), rtol=1e-5)
+    one = Group("x", (0,), stacked=False)
+    np.testing.assert_allclose(one.squared_norms([x])[0], np.sum(np.square(x)), rtol=1e-5)
     if shape:
+        layers = Group("x", (0,), stacked=True)
         each = np.square(x).reshape(shape[0], -1).sum(1)
-        np.testing.assert_allclose(squared_norm(x, True), each, rtol=1e-5)
+        np.testing.assert_allclose(layers.squared_norms([x])[0], each, rtol=1e-5)
