@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from samax._core.checks import Scalar, check_callable, check_scalar
+from samax._core.checks import check_callable
+from samax._core.hyperparameters import Scalar, check_scalar
 from samax._core.numerics import norm, normalized, tree_wide_dtype, widen
 
 Sampler: TypeAlias = Callable[[jax.Array, optax.Params], optax.Updates]

@@ -9,18 +9,20 @@ import optax
 
 from samax._balance.groups import Groups, find_groups
 from samax._core.checks import (
-    Scalar,
-    ScalarOrSchedule,
     check_callable,
     check_parameters,
     check_same_tree,
+    check_transformation,
+)
+from samax._core.hyperparameters import (
+    Scalar,
+    ScalarOrSchedule,
+    at,
     check_scalar,
     check_schedule,
-    check_transformation,
     probe_schedule,
 )
 from samax._core.numerics import cast_like, displace
-from samax._core.schedules import at
 
 BalanceRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._core.checks import ScalarOrSchedule, check_mask, check_scalar, check_transformation
+from samax._core.checks import check_mask, check_transformation
+from samax._core.hyperparameters import ScalarOrSchedule, check_scalar, scheduled
 from samax._core.keys import Key, check_key, next_key, start_key
 from samax._core.numerics import normalized, widen
-from samax._core.schedules import scheduled
 
 # A pytree of booleans like the parameters, or a function from them to one.
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]

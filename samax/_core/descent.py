@@ -12,14 +12,9 @@ from typing import Any
 import jax
 import optax
 
-from samax._core.checks import (
-    ScalarOrSchedule,
-    check_callable,
-    check_same_tree,
-    require_clean_gradient,
-)
+from samax._core.checks import check_callable, check_same_tree, require_clean_gradient
 from samax._core.evaluation import named_arguments
-from samax._core.schedules import scheduled
+from samax._core.hyperparameters import ScalarOrSchedule, scheduled
 
 
 def weighted(weight: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:

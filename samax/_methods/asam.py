@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import optax
 
 from samax._core.ascent import Mask, normalize, perturb_only, scale_by_rho
-from samax._core.checks import Scalar, ScalarOrSchedule, check_mask, check_scalar, refuse_optimizer
+from samax._core.checks import check_mask, refuse_optimizer
 from samax._core.combinator import sharpness_aware
+from samax._core.hyperparameters import Scalar, ScalarOrSchedule, check_scalar
 from samax._core.numerics import widen
 
 

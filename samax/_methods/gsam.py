@@ -7,15 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from samax._core.ascent import Mask, perturb_only, scale_to_norm
-from samax._core.checks import (
-    Scalar,
-    ScalarOrSchedule,
-    refuse_optimizer,
-    require_clean_gradient,
-)
+from samax._core.checks import refuse_optimizer, require_clean_gradient
 from samax._core.combinator import sharpness_aware
+from samax._core.hyperparameters import Scalar, ScalarOrSchedule, scheduled
 from samax._core.numerics import norm, normalized, vdot
-from samax._core.schedules import scheduled
 
 
 def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:

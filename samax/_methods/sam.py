@@ -3,8 +3,9 @@
 import optax
 
 from samax._core.ascent import Mask, perturb_only, scale_by_rho, scale_to_norm
-from samax._core.checks import Scalar, ScalarOrSchedule, refuse_optimizer
+from samax._core.checks import refuse_optimizer
 from samax._core.combinator import sharpness_aware
+from samax._core.hyperparameters import Scalar, ScalarOrSchedule
 
 
 @refuse_optimizer

@@ -9,16 +9,10 @@ import numpy as np
 import optax
 
 from samax._core.ascent import Mask, perturb_only, scale_to_norm
-from samax._core.checks import (
-    Scalar,
-    ScalarOrSchedule,
-    check_callable,
-    check_scalar,
-    refuse_optimizer,
-    require_clean_gradient,
-)
+from samax._core.checks import check_callable, refuse_optimizer, require_clean_gradient
 from samax._core.combinator import sharpness_aware
 from samax._core.descent import interpolate
+from samax._core.hyperparameters import Scalar, ScalarOrSchedule, check_scalar
 from samax._core.numerics import norm, tree_wide_dtype
 
 WeightRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]

@@ -7,19 +7,18 @@ import jax.numpy as jnp
 import optax
 
 from samax._core.ascent import Mask, perturb_only, scale_to_norm
-from samax._core.checks import (
-    Scalar,
-    ScalarOrSchedule,
-    check_scalar,
-    check_schedule,
-    check_transformation,
-    probe_schedule,
-    refuse_optimizer,
-)
+from samax._core.checks import check_transformation, refuse_optimizer
 from samax._core.combinator import sharpness_aware
 from samax._core.descent import weighted
+from samax._core.hyperparameters import (
+    Scalar,
+    ScalarOrSchedule,
+    at,
+    check_scalar,
+    check_schedule,
+    probe_schedule,
+)
 from samax._core.numerics import all_finite, cast_like, widen
-from samax._core.schedules import at
 from samax._methods.sam import sam
 
 

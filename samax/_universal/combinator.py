@@ -6,18 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._core.checks import (
-    ScalarOrSchedule,
-    check_callable,
-    check_count,
-    check_parameters,
-    check_same_tree,
-    check_schedule,
-    probe_schedule,
-)
+from samax._core.checks import check_callable, check_count, check_parameters, check_same_tree
 from samax._core.combinator import untracked
 from samax._core.compat import vary_over, varying_axes
 from samax._core.evaluation import check_inputs, evaluator
+from samax._core.hyperparameters import ScalarOrSchedule, at, check_schedule, probe_schedule
 from samax._core.keys import Key, check_key, next_key, start_key
 from samax._core.loop import UNROLLED_STEPS, draw, spread, stream
 from samax._core.numerics import (
@@ -28,7 +21,6 @@ from samax._core.numerics import (
     tree_wide_dtype,
     widen,
 )
-from samax._core.schedules import at
 from samax._universal.averages import Accumulator, LogMeanExp, Phi, Psi, Totals
 from samax.distributions import Sampler
 

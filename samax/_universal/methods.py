@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._core.checks import ScalarOrSchedule, check_count
+from samax._core.checks import check_count
+from samax._core.hyperparameters import ScalarOrSchedule
 from samax._universal.combinator import LogMeanExp, universal_sam
 from samax.distributions import Sampler, cube, gaussian
 

@@ -8,13 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._core.checks import (
-    Scalar,
-    check_callable,
-    check_parameters,
-    check_scalar,
-    check_scalar_loss,
-)
+from samax._core.checks import check_callable, check_parameters, check_scalar_loss
+from samax._core.hyperparameters import Scalar, check_scalar
 from samax._core.numerics import widen
 
 Batches: TypeAlias = Iterable[Any]
@@ -151,6 +146,7 @@ def gauss_newton_operator(
     Examples:
       >>> import jax.numpy as jnp
       >>> from samax import flatness
+    from samax._core.hyperparameters import Scalar, check_scalar
       >>> product = flatness.gauss_newton_operator(
       ...     lambda w: w**2, lambda y: jnp.sum(y**2) / 2, jnp.array([1.0, 2.0]))
       >>> print(product(jnp.ones(2)))

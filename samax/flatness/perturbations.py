@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._core.checks import Scalar, check_callable, check_count, check_parameters, check_scalar
+from samax._core.checks import check_callable, check_count, check_parameters
+from samax._core.hyperparameters import Scalar, check_scalar
 from samax._core.keys import typed_key
 from samax._core.numerics import displace, norm, normalized, widen
 from samax.distributions import gaussian, sphere
@@ -77,6 +78,7 @@ def worst_case_sharpness(
     Examples:
       >>> import jax.numpy as jnp
       >>> from samax import flatness
+    from samax._core.hyperparameters import Scalar, check_scalar
       >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * w**2)
       >>> sharpness = flatness.worst_case_sharpness(loss, jnp.array([0.0, 1e-3]), rho=1.0)
       >>> print(f"{sharpness:.3f}")  # 4 rho^2 / 2, and 0.004 for the slope

@@ -13,13 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from samax._core.checks import (
-    Scalar,
-    check_callable,
-    check_count,
-    check_parameters,
-    check_scalar,
-)
+from samax._core.checks import check_callable, check_count, check_parameters
+from samax._core.hyperparameters import Scalar, check_scalar
 from samax._core.keys import typed_key
 from samax._core.numerics import widen
 from samax.flatness.lanczos import lanczos
@@ -90,6 +85,7 @@ def top_eigenpairs(
     Examples:
       >>> import jax.numpy as jnp
       >>> from samax import flatness
+    from samax._core.hyperparameters import Scalar, check_scalar
       >>> product = flatness.hessian_operator(lambda w: w @ w + w[0] ** 2, jnp.ones(5))
       >>> pairs = flatness.top_eigenpairs(product, jnp.ones(5))
       >>> print(f"{pairs.values[0]:.3f}")
