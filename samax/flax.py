@@ -71,7 +71,12 @@ def value_and_grad(
     check_callable("loss_fn", loss_fn, "of the model")
     check_transformation("method", method)
     method = optax.with_extra_args_support(method)
-    checked, several = _checked(loss_fn, has_aux), isinstance(argnums, tuple)
+    checked = _checked(loss_fn, has_aux)
+    several = isinstance(argnums, tuple)
+    chosen: tuple[Argnum, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
+    wanted = [
+        (a.argnum, a.filter) if isinstance(a, nnx.DiffState) else (a, nnx.Param) for a in chosen
+    ]
 
     def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         before = nnx.clone((args, kwargs))
@@ -79,15 +84,11 @@ def value_and_grad(
         positional = lambda *args: checked(*args[:-1], **args[-1])  # noqa: E731
         clean_pass = nnx.value_and_grad(positional, argnums=argnums, has_aux=has_aux)
         value, grads = clean_pass(*args, kwargs)
-        wanted = [
-            (argnum.argnum, argnum.filter) if isinstance(argnum, nnx.DiffState) else (argnum, None)
-            for argnum in (argnums if several else (argnums,))
-        ]
 
-        def value_fn(params: tuple[Any, ...]) -> jax.Array:
+        def value_fn(params: Any) -> jax.Array:
             copies, options = nnx.clone(before)
             moved = list(copies)
-            for (place, _), param in zip(wanted, params, strict=True):
+            for (place, _), param in zip(wanted, params if several else (params,), strict=True):
                 if _is_object(moved[place]):
                     nnx.update(moved[place], param)
                 else:
@@ -95,20 +96,13 @@ def value_and_grad(
             result = loss_fn(*moved, **options)
             return result[0] if has_aux else result
 
-        params = tuple(
-            nnx.state(args[place], nnx.Param if chosen is None else chosen)
-            if _is_object(args[place])
-            else args[place]
-            for place, chosen in wanted
-        )
-        direction = stateless_direction(
-            method,
-            grads if several else (grads,),
-            params,
-            value=value[0] if has_aux else value,
-            value_fn=value_fn,
-        )
-        return value, direction if several else direction[0]
+        states = [
+            nnx.state(args[place], trained) if _is_object(args[place]) else args[place]
+            for place, trained in wanted
+        ]
+        params = tuple(states) if several else states[0]
+        loss = value[0] if has_aux else value
+        return value, stateless_direction(method, grads, params, value=loss, value_fn=value_fn)
 
     return evaluate
 

@@ -37,7 +37,7 @@ class BalancedState(NamedTuple):
     """
 
     optimizer: optax.OptState
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment] # as in Optax's states
     rates: dict[str, jax.Array]
 
 

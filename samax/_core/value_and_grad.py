@@ -53,21 +53,21 @@ def value_and_grad(
     check_callable("loss_fn", loss_fn, "of the parameters")
     check_transformation("method", method)
     method = optax.with_extra_args_support(method)
+    several = isinstance(argnums, tuple)
+    places: tuple[int, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
 
     def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         value, grads = jax.value_and_grad(loss_fn, argnums, has_aux)(*args, **kwargs)
 
         def value_fn(params: Any) -> jax.Array:
             moved = list(args)
-            for place, argument in zip(places, params if several else (params,), strict=True):
-                moved[place] = argument
+            for place, param in zip(places, params if several else (params,), strict=True):
+                moved[place] = param
             result = loss_fn(*moved, **kwargs)
             return result[0] if has_aux else result
 
-        several = isinstance(argnums, tuple)
-        places = argnums if several else (argnums,)
-        params = tuple(args[place] for place in places) if several else args[argnums]
         loss = value[0] if has_aux else value
+        params = tuple(args[place] for place in places) if several else args[places[0]]
         return value, stateless_direction(method, grads, params, value=loss, value_fn=value_fn)
 
     return evaluate

@@ -27,7 +27,7 @@ class DecoupledState(NamedTuple):
 
     sharpness: optax.OptState
     optimizer: optax.OptState
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment] # as in Optax's states
 
 
 def decoupled(
