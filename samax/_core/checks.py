@@ -44,11 +44,11 @@ def check_transformation(name: str, value: object) -> None:
 
 
 def check_mask(name: str, mask: Any) -> None:
-    """Raises a `TypeError` if a mask is an array, or unless its leaves are booleans."""
+    """Raises a `TypeError` unless a mask is a function or a pytree of booleans, not one alone."""
     if callable(mask):
         return
-    for leaf in [mask] if isinstance(mask, (jax.Array, np.ndarray)) else jax.tree.leaves(mask):
-        if not isinstance(leaf, (bool, np.bool_)):
+    for leaf in jax.tree.leaves(mask):
+        if leaf is mask or not isinstance(leaf, (bool, np.bool_)):
             raise TypeError(
                 f"{name} must be a pytree of Python booleans like the parameters, or a function "
                 f"from them to one, got {leaf!r}; optax.inject_hyperparams calls functions as "

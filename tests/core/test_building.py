@@ -169,7 +169,8 @@ def test_other_libraries_signature_is_one_clear_error(recipe):
 
 
 def test_injected_hyperparameters():
-    tx = optax.chain(optax.inject_hyperparams(samax.sam)(rho=optax.linear_schedule(0.1, 0.0, 10)), optax.sgd(0.1))
+    radius = optax.linear_schedule(0.1, 0.0, 10)
+    tx = optax.chain(optax.inject_hyperparams(samax.sam)(rho=radius), optax.sgd(0.1))
     params = initial()
     _, state = jax.jit(lambda params, state: step(tx, params, state))(params, tx.init(params))
     assert float(state[0].hyperparams["rho"]) == pytest.approx(0.1)
