@@ -116,6 +116,9 @@ def test_the_descent_receives_both_gradients(params):
     )
     assert seen["value"] == loss_fn(params)
     assert seen["value_fn"] is loss_fn
+    point = jax.tree.map(jnp.add, params, seen["perturbation"])
+    assert seen["perturbed_value"] == pytest.approx(float(loss_fn(point)), rel=1e-6)
+    assert optax.tree.norm(seen["perturbation"]) == pytest.approx(0.1, rel=1e-5)
     assert seen["lesson"] == 5
     assert seen["params"] is params
 
@@ -172,6 +175,81 @@ def test_tracking_does_not_change_the_update_nor_add_an_evaluation(params):
     tracked, _ = run_once(samax.sharpness_aware(sam_ascent(), track=True), params, value_fn=counted)
     assert len(calls) == 1
     jax.tree.map(np.testing.assert_array_equal, plain, tracked)
+
+
+class TestRule:
+    def test_a_function_of_the_two_gradients(self, params):
+        penalty = samax.rule(
+            lambda clean, perturbed: jax.tree.map(lambda g, p: 0.2 * g + 0.8 * p, clean, perturbed)
+        )
+        updates, state = run_once(samax.sharpness_aware(sam_ascent(), penalty), params)
+        weighted, _ = run_once(samax.sharpness_aware(sam_ascent(), samax.weighted(0.8)), params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, weighted)
+        assert jax.tree.leaves(state) == []
+
+    def test_a_step_length_of_the_polyak_kind(self, params):
+        """`gamma = L(w + eps) / ||g~||^2`, whose step finds the root of the linearized loss."""
+        polyak = samax.rule(
+            lambda clean, perturbed, perturbed_value: optax.tree.scale(
+                perturbed_value / optax.tree.norm(perturbed, squared=True), perturbed
+            )
+        )
+        tx = optax.chain(samax.sharpness_aware(sam_ascent(), polyak), optax.scale(-1.0))
+        updates, _ = run_once(tx, params)
+        eps = run_once(samax.sharpness_aware(sam_ascent()), params)[0]
+        grads = jax.grad(loss_fn)(params)
+        point = jax.tree.map(lambda w, g: w + 0.1 * g / optax.tree.norm(grads), params, grads)
+        value, gradient = jax.value_and_grad(loss_fn)(point)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), eps, gradient)
+        linearized = value + optax.tree.vdot(gradient, updates)
+        assert float(linearized) == pytest.approx(0.0, abs=1e-5)
+
+    def test_what_it_names_it_gets(self, params):
+        seen = {}
+
+        def spy(clean, perturbed, perturbation, params, value, lesson=3):
+            seen.update(perturbation=perturbation, params=params, value=value, lesson=lesson)
+            return perturbed
+
+        tx = samax.sharpness_aware(sam_ascent(), samax.rule(spy))
+        run_once(tx, params, value_fn=loss_fn, value=loss_fn(params), lesson=5)
+        assert seen["params"] is params
+        assert seen["lesson"] == 5
+        with pytest.raises(ValueError, match=r"names value, which is not known.*value=\.\.\."):
+            run_once(tx, params)
+
+    def test_arithmetic_on_whole_pytrees_names_the_fix(self, params):
+        tx = samax.sharpness_aware(sam_ascent(), samax.rule(lambda clean, perturbed: 2 * clean))
+        with pytest.raises(TypeError, match=r"failed on whole gradients.*jax.tree.map"):
+            run_once(tx, params)
+        part = samax.sharpness_aware(sam_ascent(), samax.rule(lambda clean, perturbed: clean["w"]))
+        with pytest.raises(ValueError, match="the rule's direction must be the same pytree"):
+            run_once(part, params)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [samax.sam, samax.usam, samax.asam, samax.vasso, samax.wsam, samax.gsam, samax.samar],
+)
+def test_every_method_perturbs_a_subset_in_one_argument(method, params):
+    """The norm is over the subset; the perturbed gradient is whole."""
+    points = []
+    note = lambda point: points.append(point) or jax.grad(loss_fn)(point)
+    for mask in ({"w": True, "b": False}, lambda tree: {name: name == "w" for name in tree}):
+        run_once(method(0.1, mask=mask, track=True), params, grad_fn=note)
+    for point in points:
+        assert point["b"] == params["b"]
+        assert np.all(point["w"] != params["w"])
+    np.testing.assert_array_equal(points[0]["w"], points[1]["w"])
+    subset = {"w": params["w"]}
+    tx = method(0.1)
+    tx.update(
+        {"w": jax.grad(loss_fn)(params)["w"]},
+        tx.init(subset),
+        subset,
+        grad_fn=lambda point: points.append(point) or point,
+    )
+    np.testing.assert_allclose(points[0]["w"], points[-1]["w"], rtol=1e-6)
 
 
 class TestErrors:
