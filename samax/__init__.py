@@ -44,7 +44,7 @@ from samax.flatness.operators import gauss_newton_operator, hessian_operator, sc
 # Several devices, and groups of examples on one.
 from samax._core.devices import cross_replica_mean, m_sharpness
 
-# Measures mu for the universal class.
+# Distributions of perturbations, for the universal class.
 from samax.distributions import (
     cube,
     gaussian,
@@ -66,13 +66,16 @@ from samax.flatness.perturbations import (
 from samax._core.combinator import SharpnessMetrics, sharpness_aware
 
 # The universal class.
-from samax._universal.combinator import LogMeanExp, UniversalMetrics, universal_sam
+from samax._universal.averages import LogMeanExp
+from samax._universal.combinator import UniversalMetrics, universal_sam
 from samax._universal.methods import det_sam, frob_sam, trace_sam
+from samax._universal.sampling import Sampling
 
 __all__ = [
     "AlternatingState",
     "Estimate",
     "LogMeanExp",
+    "Sampling",
     "SharpnessMetrics",
     "Stacked",
     "UniversalMetrics",
