@@ -37,6 +37,17 @@ class Method:
     balances: bool = False
 
 
+def _sampled(factory: Callable[..., optax.GradientTransformation], distribution: Any) -> Callable:
+    """The factory with the settings of `samax.Sampling` among its own, by name."""
+    names = {field.name for field in dataclasses.fields(samax.Sampling)}
+
+    def build(**settings: Any) -> optax.GradientTransformation:
+        options = {name: settings.pop(name) for name in names & settings.keys()}
+        return factory(sampling=samax.Sampling(distribution, **options), **settings)
+
+    return build
+
+
 METHODS: dict[str, Method] = {
     "sgd": Method(optax.identity, {}, "the base optimizer alone", gradients=1),
     "sam": Method(samax.sam, {"rho": 0.05}, "arXiv 2010.01412, CIFAR-10"),
@@ -53,17 +64,17 @@ METHODS: dict[str, Method] = {
     # own gamma of 0.1 lambda never leaves 1 and SAMAR is SAM.
     "samar": Method(samax.samar, {"rho": 0.05, "gamma": 0.01}, "SAM's rho; gamma measured here"),
     "trace_sam": Method(
-        samax.trace_sam,
+        _sampled(samax.trace_sam, samax.gaussian),
         {"rho": 0.01, "lam": 1.0, "num_samples": 1},
         "the code of arXiv 2406.03682's authors: normal perturbations",
     ),
     "frob_sam": Method(
-        samax.frob_sam,
+        _sampled(samax.frob_sam, samax.gaussian),
         {"rho": 0.005, "lam": 0.005, "num_samples": 2},
         "the code of arXiv 2406.03682's authors: half the unbiased variance",
     ),
     "det_sam": Method(
-        samax.det_sam,
+        _sampled(samax.det_sam, samax.cube(0.01)),
         {"rho": 1.0, "lam": 1.0, "num_samples": 1},
         "the code of arXiv 2406.03682's authors: a cube of half-width 0.01",
     ),

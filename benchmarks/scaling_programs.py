@@ -138,7 +138,7 @@ def _optimizer(layout: str, method: str) -> optax.GradientTransformationExtraArg
     parts = {
         "sam": [*mean, samax.sam(), *mean],
         "sam_per_device": [samax.sam(), *mean],
-        "trace_sam": [samax.trace_sam(rho=0.01, lam=1.0, num_samples=1)],
+        "trace_sam": [samax.trace_sam(rho=0.01, lam=1.0)],
     }
     return optax.chain(*parts.get(method, mean), base)
 

@@ -30,6 +30,7 @@ from samax._core.devices import cross_replica_mean
 from samax._universal.combinator import UniversalMetrics, universal_sam
 from samax._universal.methods import det_sam, frob_sam, trace_sam
 from samax._universal.averages import LogMeanExp
+from samax._universal.sampling import Sampling
 from samax.distributions import (
     cube,
     gaussian,
@@ -48,6 +49,7 @@ from samax._balance.measures import balancedness, gradient_covariance, norm_devi
 __all__ = [
     "AlternatingState",
     "LogMeanExp",
+    "Sampling",
     "SharpnessMetrics",
     "Stacked",
     "UniversalMetrics",

@@ -1,8 +1,9 @@
-r"""The measures mu of the universal class: which directions v a sharpness looks along.
+r"""Distributions mu of perturbations: which directions v a sharpness looks along.
 
-A measure is any function `(key, params) -> v`, with v a pytree like the parameters, in float32 or
-wider. It may depend on the parameters: the invariances of mu are those of the sharpness made from
-it, so that `scaled_by_params(gaussian)` makes any of them blind to rescaling of the parameters.
+A distribution is any function `(key, params) -> v`, with v a pytree like the parameters, in float32
+or wider. It may depend on the parameters: the invariances of mu are those of the sharpness made
+from it, so that `scaled_by_params(gaussian)` makes any of them blind to rescaling of the
+parameters.
 """
 
 import functools
@@ -18,7 +19,8 @@ from samax._core.checks import check_callable
 from samax._core.hyperparameters import Scalar, check_scalar
 from samax._core.numerics import norm, normalized, tree_wide_dtype, widen
 
-Sampler: TypeAlias = Callable[[jax.Array, optax.Params], optax.Updates]
+Distribution: TypeAlias = Callable[[jax.Array, optax.Params], optax.Updates]
+Sampler: TypeAlias = Distribution  # what samax.flatness still calls it
 
 
 def gaussian(key: jax.Array, params: optax.Params) -> optax.Updates:
@@ -70,14 +72,14 @@ def rademacher(key: jax.Array, params: optax.Params) -> optax.Updates:
     return _independent(jax.random.rademacher, key, params)
 
 
-def cube(half_width: Scalar) -> Sampler:
+def cube(half_width: Scalar) -> Distribution:
     r"""The uniform distribution on a cube: Lebesgue's measure on $[-h, h]^d$, made a probability.
 
     Args:
       half_width: h, above 0.
 
     Returns:
-      A sampler.
+      A distribution.
 
     Raises:
       ValueError: if `half_width` is not positive and finite.
@@ -97,35 +99,35 @@ def cube(half_width: Scalar) -> Sampler:
     return sample
 
 
-def scaled_by_params(sampler: Sampler, t0: Scalar = 0.0) -> Sampler:
+def scaled_by_params(distribution: Distribution, t0: Scalar = 0.0) -> Distribution:
     r"""Scales samples elementwise by the size of the parameters: $v = (|w| + t_0) \, z$.
 
     With $t_0 = 0$ any sharpness becomes invariant under rescaling of the parameters, one by one.
 
     Args:
-      sampler: the measure of z, symmetric for the invariance under changes of sign too.
+      distribution: that of z, symmetric for the invariance under changes of sign too.
       t0: added to `|w|`, at least 0, so that parameters near zero are perturbed too.
 
     Returns:
-      A sampler.
+      A distribution.
 
     Raises:
       ValueError: if `t0` is negative or not finite.
     """
-    check_callable("sampler", sampler, "(key, params) -> sample")
+    check_callable("distribution", distribution, "(key, params) -> sample")
     check_scalar("t0", t0)
 
     def sample(key: jax.Array, params: optax.Params) -> optax.Updates:
         return jax.tree.map(
             lambda z, w: (z * (jnp.abs(w) + t0)).astype(z.dtype),
-            sampler(key, params),
+            distribution(key, params),
             widen(params),
         )
 
     return sample
 
 
-def scaled_by_layer(sampler: Sampler) -> Sampler:
+def scaled_by_layer(distribution: Distribution) -> Distribution:
     r"""Scales samples leaf by leaf by the root mean square of the parameters there.
 
     $$ v_l = \frac{\lVert w_l \rVert}{\sqrt{d_l}} \, z_l $$
@@ -135,17 +137,17 @@ def scaled_by_layer(sampler: Sampler) -> Sampler:
     leaves. A leaf of zeros, such as a bias at the start, is not perturbed.
 
     Args:
-      sampler: the measure of z.
+      distribution: that of z.
 
     Returns:
-      A sampler.
+      A distribution.
     """
-    check_callable("sampler", sampler, "(key, params) -> sample")
+    check_callable("distribution", distribution, "(key, params) -> sample")
 
     def sample(key: jax.Array, params: optax.Params) -> optax.Updates:
         return jax.tree.map(
             lambda z, w: (z * (norm(w) / max(w.size, 1) ** 0.5)).astype(z.dtype),
-            sampler(key, params),
+            distribution(key, params),
             widen(params),
         )
 

@@ -157,8 +157,9 @@ def test_a_nnx_model_without_state_equals_the_bare_pytree():
 def test_the_universal_class_in_nnx(key):
     """Equal to the bare pytree, its key moves on, and the samples' passes leave no statistics."""
     key = jax.random.key(0) if key == "typed" else key
+    sampling = samax.Sampling(samax.rademacher, num_samples=2, key=key)
     universal = lambda: optax.chain(
-        samax.frob_sam(0.1, lam=0.1, measure=samax.rademacher, key=key), optax.sgd(0.05)
+        samax.frob_sam(0.1, lam=0.1, sampling=sampling), optax.sgd(0.05)
     )
     model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
     params = pure(model, nnx.Param)

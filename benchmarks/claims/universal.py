@@ -41,8 +41,14 @@ def measure(quick: bool) -> Findings:
     runs = {
         "GD": (optax.identity(), 0.01),
         "SAM": (samax.sam(0.1), 0.01),
-        "Trace-SAM": (samax.trace_sam(0.1, num_samples=2, antithetic=True), 0.03),
-        "Frob-SAM": (samax.frob_sam(0.05, lam=1.0, num_samples=4), 0.008),
+        "Trace-SAM": (
+            samax.trace_sam(0.1, sampling=samax.Sampling(samax.gaussian, 2, antithetic=True)),
+            0.03,
+        ),
+        "Frob-SAM": (
+            samax.frob_sam(0.05, lam=1.0, sampling=samax.Sampling(samax.gaussian, 4)),
+            0.008,
+        ),
     }
     with float64():
         hessians = maps.transpose(0, 2, 1) @ HESSIAN @ maps

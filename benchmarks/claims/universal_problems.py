@@ -5,6 +5,7 @@ Tahmasebi et al. 2024 (arXiv 2406.03682).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 
 import samax
 from benchmarks.claims.common import bisect, descend
+from samax.distributions import Distribution
 
 HESSIAN = np.array([[2.0, 0.5], [0.5, 1.5]])
 START = np.array([3.0, 1 / 3])  # of the explicit bias: tr H = 18.22 here, 4 at (1, 1)
@@ -48,27 +50,27 @@ def trace_on_minima(w: jax.Array) -> jax.Array:
     return 2 * jnp.sum(w**2)
 
 
-def determinant(measure: samax.samplers.Sampler, **options: Any) -> Any:
+def determinant(sampling: samax.Sampling, **options: Any) -> Any:
     """The inverse square of the mean of exp(-t): of the paper's, and not of half the, Hessian."""
     return samax.universal_sam(
-        lambda log_mean: jnp.exp(-2 * log_mean), samax.LogMeanExp(lambda t: -t), measure, **options
+        lambda log_mean: jnp.exp(-2 * log_mean), samax.LogMeanExp(lambda t: -t), sampling, **options
     )
 
 
 def recovered(hessians: np.ndarray, samples: int, half_width: float = 7.0) -> dict[str, np.ndarray]:
     """Measures functions of Hessians (the leading axis) by Monte Carlo, at the minimum."""
-    options: dict[str, Any] = {
-        "rho": 0.1, "num_samples": samples, "batch_size": samples // 10, "track": True
-    }  # fmt: skip
+    options: dict[str, Any] = {"rho": 0.1, "track": True}
+    normal = samax.Sampling(samax.gaussian, samples, batch_size=samples // 10)
+    uniform = dataclasses.replace(normal, distribution=samax.cube(half_width))
     d = hessians.shape[-1]
     methods = {
-        "trace": (samax.trace_sam(**options), 2.0),
-        "frobenius": (samax.frob_sam(**options), 4.0),
+        "trace": (samax.trace_sam(sampling=normal, **options), 2.0),
+        "frobenius": (samax.frob_sam(sampling=normal, **options), 4.0),
         "lebesgue": (
-            determinant(samax.cube(half_width), **options),
+            determinant(uniform, **options),
             (2 * np.pi) ** d / (2 * half_width) ** (2 * d),
         ),
-        "gaussian": (determinant(samax.gaussian, **options), 1.0),
+        "gaussian": (determinant(normal, **options), 1.0),
     }
     found = {}
     for name, (tx, constant) in methods.items():
@@ -97,8 +99,8 @@ def limit_errors(method: Method, radii: np.ndarray) -> np.ndarray:
         def loss(w: jax.Array) -> jax.Array:
             return quadratic(HESSIAN)(w) + higher * (jnp.sum(w**3) / 3 + jnp.sum(w) ** 4 / 4)
 
-        options = {"measure": samax.gaussian, "num_samples": 1000, "batch_size": 1000}
-        return sharpness(method(rho, antithetic=True, track=True, **options), loss, jnp.zeros(2))
+        sampling = samax.Sampling(samax.gaussian, 1000, batch_size=1000, antithetic=True)
+        return sharpness(method(rho, sampling=sampling, track=True), loss, jnp.zeros(2))
 
     values = jax.jit(jax.vmap(value, (0, None)))
     return np.abs(np.asarray(values(radii, 1.0)) - np.asarray(values(radii[:1], 0.0)))
@@ -119,10 +121,10 @@ def det_ends(lam: np.ndarray, seeds: int, steps: int) -> tuple[np.ndarray, np.nd
 
     Both are means over the last fifth of the run.
     """
-    options: dict[str, Any] = {"num_samples": 32, "batch_size": 32, "measure": samax.gaussian}
 
     def run(lam: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tx = optax.chain(samax.det_sam(0.3, lam=lam, key=key, **options), optax.sgd(0.01))
+        sampling = samax.Sampling(samax.gaussian, 32, batch_size=32, key=key)
+        tx = optax.chain(samax.det_sam(0.3, lam=lam, sampling=sampling), optax.sgd(0.01))
 
         def look(w: jax.Array) -> tuple[jax.Array, jax.Array]:
             return trace_on_minima(w), product(w)
@@ -138,7 +140,7 @@ def det_ends(lam: np.ndarray, seeds: int, steps: int) -> tuple[np.ndarray, np.nd
 
 def det_overflows(log: bool) -> bool:
     """Returns whether Det-SAM of lambda 2 with 4 samples ends with what is not finite."""
-    tx = samax.det_sam(0.1, lam=2.0, num_samples=4, measure=samax.gaussian, log=log)
+    tx = samax.det_sam(0.1, lam=2.0, log=log, sampling=samax.Sampling(samax.gaussian, 4))
     return not np.isfinite(bias(tx, 0.01, 10_000, 10_000)[-1])
 
 
@@ -149,11 +151,11 @@ def det_slope(lam: ArrayLike, curvature: ArrayLike, samples: int = 200_000) -> n
     exp(-g^2 / (4 rho^2 (1 + h / 2))) with R(0) = 1 + h / 2: it rewards the gradient. The direction
     is (1 - lambda h / 2) g, which points away from the minimum if lambda > 2 / h.
     """
-    options: dict[str, Any] = {"num_samples": samples, "batch_size": samples // 10}
+    sampling = samax.Sampling(samax.gaussian, samples, batch_size=samples // 10, antithetic=True)
     point = jnp.full(1, 0.01)  # times rho
 
     def one(lam: jax.Array, curvature: jax.Array) -> jax.Array:
-        tx = samax.det_sam(1.0, lam=lam, measure=samax.gaussian, antithetic=True, **options)
+        tx = samax.det_sam(1.0, lam=lam, sampling=sampling)
 
         def loss(w: jax.Array) -> jax.Array:
             return 0.5 * curvature * jnp.sum(w**2)
@@ -174,7 +176,8 @@ def frob_threshold(
         def loss(w: jax.Array) -> jax.Array:
             return 0.5 * curvature * jnp.sum(w**2)
 
-        frob = samax.frob_sam(0.01, lam=lam, num_samples=samples, batch_size=samples)
+        sampling = samax.Sampling(samax.gaussian, samples, batch_size=samples)
+        frob = samax.frob_sam(0.01, lam=lam, sampling=sampling)
         tx = optax.chain(frob, optax.sgd(eta))
         return jnp.abs(descend(tx, loss, np.ones(1), 1_000, 1_000)[-1, 0])
 
@@ -196,9 +199,9 @@ def on_and_off() -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.asarray(det(jnp.stack([x, y], 1))) for y in (1 / x, 2 / x))  # type: ignore[return-value]
 
 
-def scale_changes(method: Method, measure: samax.samplers.Sampler) -> float:
+def scale_changes(method: Method, distribution: Distribution) -> float:
     """Returns R at (c x, y / c) relative to that at (x, y), for a loss of x y and c = 4."""
-    tx = method(0.1, measure=measure, num_samples=64, batch_size=64, track=True)
+    tx = method(0.1, sampling=samax.Sampling(distribution, 64, batch_size=64), track=True)
     here, there = (
         float(sharpness(tx, product, jnp.array(point))) for point in ((1.0, 1.2), (4.0, 0.3))
     )

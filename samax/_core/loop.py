@@ -1,6 +1,5 @@
 """One evaluation after the other, in a loop or unrolled into none."""
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,28 +11,6 @@ import jax.numpy as jnp
 UNROLLED_STEPS = 8
 
 Carry = TypeVar("Carry")
-
-
-def draw(
-    key: jax.Array, shape: tuple[int, int], antithetic: bool, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-    """Each sample's key and sign, of a shape (visits, samples a visit)."""
-    if not antithetic:
-        return jax.random.split(key, shape), jnp.ones(shape, dtype)
-    places = jnp.arange(math.prod(shape)).reshape(shape)
-    keys = jax.random.split(key, places.size // 2)[places // 2]
-    return keys, (1 - 2 * (places % 2)).astype(dtype)
-
-
-def spread(
-    draws: tuple[jax.Array, jax.Array], sharding: jax.sharding.NamedSharding | None
-) -> tuple[jax.Array, jax.Array]:
-    """Gives each device its share of the draws that are evaluated at once."""
-    if sharding is None:
-        return draws
-    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
-        return jax.sharding.reshard(draws, sharding)
-    return jax.lax.with_sharding_constraint(draws, sharding)
 
 
 def default_unroll(length: int) -> int:

@@ -6,23 +6,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samax._core.checks import check_callable, check_count, check_parameters, check_same_tree
+from samax._core.checks import check_callable, check_parameters, check_same_tree
 from samax._core.combinator import untracked
 from samax._core.compat import vary_over, varying_axes
 from samax._core.evaluation import check_inputs, evaluator
 from samax._core.hyperparameters import ScalarOrSchedule, at, check_schedule, probe_schedule
-from samax._core.keys import Key, check_key, next_key, start_key
-from samax._core.loop import UNROLLED_STEPS, draw, spread, stream
+from samax._core.keys import next_key, start_key
 from samax._core.numerics import (
     all_finite,
     cast_like,
+    difference,
     displace,
     norm,
+    select,
     tree_wide_dtype,
     widen,
 )
-from samax._universal.averages import Accumulator, LogMeanExp, Phi, Psi, Totals
-from samax.distributions import Sampler
+from samax._universal.averages import LogMeanExp, Phi, Psi, average_of, regularizer
+from samax._universal.sampling import Sampling, accumulate, check_sampling, draw
 
 
 class UniversalMetrics(NamedTuple):
@@ -50,13 +51,13 @@ class UniversalMetrics(NamedTuple):
 class UniversalState(NamedTuple):
     """The number of updates for schedules, the key of the next samples, and the tracked scalars."""
 
-    step: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # Optax's name, and a method's of tuples
     rng_key: jax.Array
     metrics: UniversalMetrics | optax.EmptyState
 
 
 class _Sums(NamedTuple):
-    totals: Totals
+    totals: Any  # those of the average
     loss: jax.Array
     distance: jax.Array
 
@@ -64,16 +65,10 @@ class _Sums(NamedTuple):
 def universal_sam(
     phi: Phi,
     psi: Psi | LogMeanExp,
-    measure: Sampler,
+    sampling: Sampling,
     *,
     rho: ScalarOrSchedule,
     lam: ScalarOrSchedule = 1.0,
-    num_samples: int = 1,
-    batch_size: int = 1,
-    antithetic: bool = False,
-    key: Key = 0,
-    unroll: int | None = None,
-    sharding: jax.sharding.NamedSharding | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the loss and any function of its Hessian's quadratic forms.
@@ -105,26 +100,10 @@ def universal_sam(
       phi: a differentiable function from the mean of psi to one number.
       psi: a differentiable function of one number, to one number or m of them (an array or a
         tuple; phi receives the same), or a `LogMeanExp`.
-      measure: mu, a function `(key, params) -> v`: `samax.gaussian`, `samax.sphere`,
-        `samax.rademacher`, `samax.cube(half_width)`, one of these scaled by the parameters, or
-        one's own.
+      sampling: the samples: mu, their number n, and how they are evaluated.
       rho: how far the samples go, at least 0, or a schedule of it. 0 leaves the gradient as it is.
       lam: lambda, the weight of the regularizer, at least 0, or a schedule of it. 0 leaves the
         gradient as it is.
-      num_samples: n, at least 1.
-      batch_size: how many samples are evaluated at once, by `jax.vmap`; it divides n.
-      antithetic: whether samples come in pairs v and -v; n is then even. Odd orders in rho cancel,
-        the noise of the gradient's own term $g^\top v / \rho$ in D among them.
-      key: a seed or a key. The state keeps a typed key if one was passed, and raw key data (a
-        uint32 array) otherwise. The default is raw: a typed key in an optimizer's state breaks
-        code that does arithmetic on its leaves, and serializers that know NumPy's dtypes alone.
-      unroll: how many evaluations (of `batch_size` samples) the body of the loop holds; None is
-        all of them up to 8, without any loop, and 1 beyond. XLA on CPU runs convolutions in loops
-        about 22 times slower than outside.
-      sharding: under `jit`, how the `batch_size` samples that are evaluated at once are laid out
-        over devices, as in `NamedSharding(mesh, PartitionSpec("samples"))`: n samples on d devices
-        are n / d evaluations on each, of its own samples on the batch that it holds, and the sums
-        are all-reduced. The samples are the same as without.
       track: whether the state keeps `UniversalMetrics`; read with
         `optax.tree.get(state, "sharpness")`.
 
@@ -134,22 +113,22 @@ def universal_sam(
     Raises:
       ValueError: if a number is outside its range, or `update` gets no parameters or only a
         `grad_fn`.
-      TypeError: if a function is none, or `key` is neither a seed nor a key.
+      TypeError: if phi or psi is no function, or `sampling` no `Sampling`.
 
     References:
       Tahmasebi et al., A Universal Class of Sharpness-Aware Minimization Algorithms, 2024,
       [arXiv 2406.03682](https://arxiv.org/abs/2406.03682)
 
     Examples:
-      A measure of one's own. For $v \sim N(0, I)$ the third cumulant of $\frac12 v^\top H v$ is
+      A sharpness of one's own. For $v \sim N(0, I)$ the third cumulant of $\frac12 v^\top H v$ is
       $\mathrm{tr} H^3$, the sum of the cubed eigenvalues:
 
       >>> import jax, jax.numpy as jnp, optax, samax
       >>> cubed_eigenvalues = samax.universal_sam(
       ...     phi=lambda t: t[2] - 3 * t[0] * t[1] + 2 * t[0] ** 3,
       ...     psi=lambda t: (t, t**2, t**3),
-      ...     measure=samax.gaussian,
-      ...     rho=0.1, num_samples=100_000, batch_size=10_000, track=True)
+      ...     sampling=samax.Sampling(samax.gaussian, 100_000, batch_size=10_000),
+      ...     rho=0.1, track=True)
       >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 2.0]) * w**2)
       >>> w = jnp.zeros(2)
       >>> _, state = cubed_eigenvalues.update(
@@ -159,21 +138,17 @@ def universal_sam(
     """
     check_callable("phi", phi, "of psi's mean")
     check_callable("psi", psi.exponent if isinstance(psi, LogMeanExp) else psi, "of a number")
-    check_callable("measure", measure, "(key, params) -> sample")
+    check_sampling(sampling)
     check_schedule("rho", rho)
     check_schedule("lam", lam)
-    visits = _visits(num_samples, batch_size, antithetic, sharding)
-    unroll = (visits if visits <= UNROLLED_STEPS else 1) if unroll is None else unroll
-    check_count("unroll", unroll)
-    check_key("key", key)
 
     def init(params: optax.Params) -> UniversalState:
         check_parameters("params", params)
         probe_schedule("rho", rho)
         probe_schedule("lam", lam)
         return UniversalState(
-            step=jnp.zeros((), jnp.int32),
-            rng_key=start_key(key),
+            count=jnp.zeros((), jnp.int32),
+            rng_key=start_key(sampling.key),
             metrics=untracked(UniversalMetrics, params) if track else optax.EmptyState(),
         )
 
@@ -195,50 +170,45 @@ def universal_sam(
             value = evaluate(params)[0]
         dtype = tree_wide_dtype(params)
         clean, loss = widen(updates), jnp.asarray(value, dtype)
-        radius, strength = (at(number, state.step).astype(dtype) for number in (rho, lam))
-        accumulator = Accumulator(psi, dtype)
+        radius, strength = (at(number, state.count).astype(dtype) for number in (rho, lam))
+        average = average_of(psi, dtype)
 
         def look(key: jax.Array, sign: jax.Array) -> tuple[jax.Array, optax.Updates, jax.Array]:
-            direction = measure(key, params)
-            check_same_tree("the measure's sample", direction, params)
+            direction = sampling.distribution(key, params)
+            check_same_tree("the distribution's sample", direction, params)
             point = displace(params, jax.tree.map(lambda v: sign * radius * v, widen(direction)))
             perturbed_loss, grads = evaluate(point)
-            distance = norm(optax.tree.sub(widen(point), widen(params))) if track else jnp.zeros(())
-            difference = optax.tree.sub(widen(grads), clean)
-            return jnp.asarray(perturbed_loss, dtype), difference, distance.astype(dtype)
+            distance = norm(difference(point, params)) if track else jnp.zeros(())
+            change = difference(grads, clean)
+            return jnp.asarray(perturbed_loss, dtype), change, distance.astype(dtype)
 
-        def visit(sums: _Sums, draws: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
-            if batch_size == 1:
-                only = look(draws[0][0], draws[1][0])
-                losses, differences, distances = jax.tree.map(lambda x: x[None], only)
-            else:
-                losses, differences, distances = jax.vmap(look)(*spread(draws, sharding))
-            totals = accumulator.add(sums.totals, (losses - loss) / radius**2, differences)
-            return _Sums(totals, sums.loss + losses.sum(), sums.distance + distances.sum()), None
+        def add(sums: _Sums, seen: tuple[jax.Array, optax.Updates, jax.Array]) -> _Sums:
+            losses, differences, distances = seen
+            totals = average.add(sums.totals, (losses - loss) / radius**2, differences)
+            return _Sums(totals, sums.loss + losses.sum(), sums.distance + distances.sum())
 
         following, key = next_key(state.rng_key)
-        draws = draw(key, (visits, batch_size), antithetic, dtype)
-        start = _Sums(accumulator.start(clean), jnp.zeros((), dtype), jnp.zeros((), dtype))
-        sums, _ = stream(visit, vary_over(varying_axes(updates, params), start), draws, unroll)
-        sharpness, slope = accumulator.regularizer(phi, sums.totals, num_samples)
+        draws = draw(sampling, key, dtype)
+        start = _Sums(average.start(clean), jnp.zeros((), dtype), jnp.zeros((), dtype))
+        start = vary_over(varying_axes(updates, params), start)
+        sums = accumulate(sampling, look, add, start, draws)
+        sharpness, slope = regularizer(phi, average, sums.totals, sampling.num_samples)
         # Where nothing is to be added, nothing is: rho = 0 has no D, and a gradient with a
         # non-finite entry passes as it is.
         regularized = (radius > 0) & (strength > 0) & all_finite(clean)
-        direction = jax.tree.map(
-            lambda g, s: jnp.where(regularized, g + (strength * s).astype(g.dtype), g), clean, slope
-        )
-        measured = _measure(loss, sums, num_samples, clean, sharpness, slope) if track else None
-        state = UniversalState(
-            step=optax.safe_increment(state.step),
-            rng_key=following,
-            metrics=cast_like(measured, state.metrics) if track else state.metrics,
-        )
+        direction = jax.tree.map(lambda g, s: g + (strength * s).astype(g.dtype), clean, slope)
+        direction = select(regularized, direction, clean)
+        metrics = state.metrics
+        if track:
+            tracked = _metrics(loss, sums, sampling.num_samples, clean, sharpness, slope)
+            metrics = cast_like(tracked, metrics)
+        state = UniversalState(optax.safe_increment(state.count), following, metrics)
         return cast_like(direction, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _measure(
+def _metrics(
     loss: jax.Array,
     sums: _Sums,
     num_samples: int,
@@ -255,27 +225,3 @@ def _measure(
         sharpness_grad_norm=norm(slope),
         perturbation_norm=sums.distance / num_samples,
     )
-
-
-def _visits(
-    num_samples: int,
-    batch_size: int,
-    antithetic: bool,
-    sharding: jax.sharding.NamedSharding | None,
-) -> int:
-    """How often `batch_size` samples are evaluated."""
-    check_count("num_samples", num_samples)
-    check_count("batch_size", batch_size)
-    if num_samples % batch_size:
-        raise ValueError(f"batch_size must divide num_samples, {num_samples}, got {batch_size}.")
-    if antithetic and num_samples % 2:
-        raise ValueError(f"num_samples must be even if antithetic, got {num_samples}.")
-    if sharding is not None:
-        try:
-            sharding.shard_shape((batch_size,))
-        except ValueError as error:
-            raise ValueError(
-                f"sharding must divide the {batch_size} samples that are evaluated at once, "
-                f"batch_size: {error}"
-            ) from None
-    return num_samples // batch_size

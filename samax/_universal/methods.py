@@ -4,27 +4,22 @@ Their defaults are those of the authors' released code, which differ from the pa
 docstrings say how. All are in `samax.universal_sam`'s notation, and cost n + 1 gradients.
 """
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from samax._core.checks import check_count
 from samax._core.hyperparameters import ScalarOrSchedule
-from samax._universal.combinator import LogMeanExp, universal_sam
-from samax.distributions import Sampler, cube, gaussian
+from samax._universal.averages import LogMeanExp
+from samax._universal.combinator import universal_sam
+from samax._universal.sampling import Sampling, check_sampling
+from samax.distributions import cube, gaussian
 
 
 def trace_sam(
     rho: ScalarOrSchedule = 0.01,
     *,
     lam: ScalarOrSchedule = 1.0,
-    num_samples: int = 1,
-    measure: Sampler = gaussian,
-    batch_size: int = 1,
-    antithetic: bool = False,
-    key: jax.Array | int = 0,
-    unroll: int | None = None,
-    sharding: jax.sharding.NamedSharding | None = None,
+    sampling: Sampling | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the trace of the Hessian.
@@ -41,13 +36,8 @@ def trace_sam(
     Args:
       rho: how far the samples go, at least 0, or a schedule of it; 0.01 is the authors'.
       lam: the weight of the regularizer, at least 0, or a schedule of it; 1 is the authors'.
-      num_samples: n; 1 is the authors'.
-      measure: the distribution of v.
-      batch_size: how many samples are evaluated at once.
-      antithetic: whether samples come in pairs v and -v, which removes the noise of order rho.
-      key: a seed or a key; see `samax.universal_sam`.
-      unroll: evaluations in the body of the loop; see `samax.universal_sam`.
-      sharding: how samples are laid out over devices; see `samax.universal_sam`.
+      sampling: the samples; None is `Sampling(samax.gaussian)`, one of $N(0, I)$ as the authors'.
+        Pairs v and -v (`antithetic`) remove the noise of order rho.
       track: whether the state keeps `UniversalMetrics`.
 
     Returns:
@@ -67,15 +57,9 @@ def trace_sam(
     return universal_sam(
         phi=lambda t: t,
         psi=lambda t: t,
-        measure=measure,
+        sampling=Sampling(gaussian) if sampling is None else sampling,
         rho=rho,
         lam=lam,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        antithetic=antithetic,
-        key=key,
-        unroll=unroll,
-        sharding=sharding,
         track=track,
     )
 
@@ -84,14 +68,8 @@ def frob_sam(
     rho: ScalarOrSchedule = 0.005,
     *,
     lam: ScalarOrSchedule = 0.005,
-    num_samples: int = 2,
+    sampling: Sampling | None = None,
     unbiased: bool = True,
-    measure: Sampler = gaussian,
-    batch_size: int = 1,
-    antithetic: bool = False,
-    key: jax.Array | int = 0,
-    unroll: int | None = None,
-    sharding: jax.sharding.NamedSharding | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the Frobenius norm of the Hessian.
@@ -113,15 +91,10 @@ def frob_sam(
     Args:
       rho: how far the samples go, at least 0, or a schedule of it; 0.005 is the authors'.
       lam: the weight of the regularizer, at least 0, or a schedule of it; 0.005 is the authors'.
-      num_samples: n, at least 2; 2 is the authors'.
+      sampling: the samples, at least 2; None is `Sampling(samax.gaussian, num_samples=2)`, as the
+        authors'. The Frobenius norm is `samax.gaussian`'s.
       unbiased: whether the variance is divided by n - 1 as in the authors' code, or by n as in the
         paper's formula. For n = 2 the latter halves the regularizer.
-      measure: the distribution of v; the Frobenius norm is `samax.gaussian`'s.
-      batch_size: how many samples are evaluated at once.
-      antithetic: whether samples come in pairs v and -v.
-      key: a seed or a key; see `samax.universal_sam`.
-      unroll: evaluations in the body of the loop; see `samax.universal_sam`.
-      sharding: how samples are laid out over devices; see `samax.universal_sam`.
       track: whether the state keeps `UniversalMetrics`.
 
     Returns:
@@ -138,20 +111,16 @@ def frob_sam(
       >>> import optax, samax
       >>> tx = optax.chain(samax.frob_sam(rho=0.005, lam=0.005), optax.sgd(0.1, momentum=0.9))
     """
-    check_count("num_samples", num_samples, 2)
+    sampling = Sampling(gaussian, num_samples=2) if sampling is None else sampling
+    check_sampling(sampling)
+    num_samples = check_count("num_samples", sampling.num_samples, 2)
     correction = num_samples / (num_samples - 1) if unbiased else 1.0
     return universal_sam(
         phi=lambda t: 0.5 * correction * (t[1] - t[0] ** 2),
         psi=lambda t: (t, t**2),
-        measure=measure,
+        sampling=sampling,
         rho=rho,
         lam=lam,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        antithetic=antithetic,
-        key=key,
-        unroll=unroll,
-        sharding=sharding,
         track=track,
     )
 
@@ -160,14 +129,8 @@ def det_sam(
     rho: ScalarOrSchedule = 1.0,
     *,
     lam: ScalarOrSchedule = 1.0,
-    num_samples: int = 1,
     log: bool = False,
-    measure: Sampler | None = None,
-    batch_size: int = 1,
-    antithetic: bool = False,
-    key: jax.Array | int = 0,
-    unroll: int | None = None,
-    sharding: jax.sharding.NamedSharding | None = None,
+    sampling: Sampling | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Minimizes the determinant of the Hessian, or its logarithm.
@@ -176,9 +139,9 @@ def det_sam(
        \log R(w) = -2 \log \frac1n \sum_i e^{-D_i / 2} $$
 
     With Lebesgue's measure, $\psi(t) = e^{-t}$ and $\phi(t) = (2 \pi)^d / t^2$ the sharpness is
-    $\det H$ for a positive definite H. In practice the measure is uniform on a cube of half-width
-    h, the constants $(2 \pi)^d$ and $(2h)^{2d}$ go into lambda, and the authors' code has $\psi(t)
-    = e^{-t / 2}$, which is the determinant of $H / 2$. The cube stands for the whole space only if
+    $\det H$ for a positive definite H. In practice mu is uniform on a cube of half-width h, the
+    constants $(2 \pi)^d$ and $(2h)^{2d}$ go into lambda, and the authors' code has $\psi(t) =
+    e^{-t / 2}$, which is the determinant of $H / 2$. The cube stands for the whole space only if
     h is several times $H^{-1/2}$: with the authors' h = 0.01 and n = 1 the regularizer is close to
     $1 + \frac1n \sum_i D_i$, a trace. With `samax.gaussian` the same integral is $\det(I + H / 2)$.
 
@@ -192,15 +155,9 @@ def det_sam(
     Args:
       rho: how far the samples go, at least 0, or a schedule of it; 1 is the authors'.
       lam: the weight of the regularizer, at least 0, or a schedule of it; 1 is the authors'. With a
-        measure wider than theirs and few samples gradient descent diverges unless it is small.
-      num_samples: n; 1 is the authors'. For n = 1 the log form is `trace_sam` on the cube.
-      log: whether the regularizer is log R.
-      measure: the distribution of v; None is `samax.cube(0.01)`, the authors'.
-      batch_size: how many samples are evaluated at once.
-      antithetic: whether samples come in pairs v and -v.
-      key: a seed or a key; see `samax.universal_sam`.
-      unroll: evaluations in the body of the loop; see `samax.universal_sam`.
-      sharding: how samples are laid out over devices; see `samax.universal_sam`.
+        distribution wider than theirs and few samples gradient descent diverges unless it is small.
+      log: whether the regularizer is log R; for n = 1 that is `trace_sam` with the same samples.
+      sampling: the samples; None is `Sampling(samax.cube(0.01))`, one of the authors' cube.
       track: whether the state keeps `UniversalMetrics`.
 
     Returns:
@@ -215,19 +172,14 @@ def det_sam(
 
     Examples:
       >>> import optax, samax
-      >>> tx = optax.chain(samax.det_sam(log=True, num_samples=4), optax.sgd(0.1, momentum=0.9))
+      >>> sampling = samax.Sampling(samax.cube(0.01), num_samples=4)
+      >>> tx = optax.chain(samax.det_sam(log=True, sampling=sampling), optax.sgd(0.1))
     """
     return universal_sam(
         phi=(lambda log_mean: -2 * log_mean) if log else (lambda log_mean: jnp.exp(-2 * log_mean)),
         psi=LogMeanExp(lambda t: -t / 2),
-        measure=cube(0.01) if measure is None else measure,
+        sampling=Sampling(cube(0.01)) if sampling is None else sampling,
         rho=rho,
         lam=lam,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        antithetic=antithetic,
-        key=key,
-        unroll=unroll,
-        sharding=sharding,
         track=track,
     )

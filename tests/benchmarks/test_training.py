@@ -187,7 +187,10 @@ def test_a_sampling_method_costs_its_samples_and_one_gradient():
     assert spec.gradients == 5
     assert parse_method("frob_sam").gradients == 3
     assert parse_method("sam").gradients == 2
-    assert np.isfinite(optimizer("frob_sam:num_samples=4").init(jnp.ones(2))[0].step)
+    assert np.isfinite(optimizer("frob_sam:num_samples=4").init(jnp.ones(2))[0].count)
+    assert optimizer("trace_sam:num_samples=4:batch_size=2:antithetic=1:key=3:lam=0.5")
+    with pytest.raises(ValueError, match=r"'det_sam:num_samples=4:batch_size=3'.*must divide"):
+        optimizer("det_sam:num_samples=4:batch_size=3")
 
 
 def test_random_perturbations_differ_by_seed():

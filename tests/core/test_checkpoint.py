@@ -30,7 +30,8 @@ OPTIMIZERS = {
 
 def frob_sam(key):
     rho = optax.linear_schedule(0.2, 0.1, 8)
-    return samax.frob_sam(rho, lam=0.1, measure=samax.rademacher, key=key, track=True)
+    sampling = samax.Sampling(samax.rademacher, num_samples=2, key=key)
+    return samax.frob_sam(rho, lam=0.1, sampling=sampling, track=True)
 
 
 def loss_fn(params, step):

@@ -258,9 +258,9 @@ def test_groups_are_streamed():
 @pytest.mark.parametrize(
     "streaming",
     [
-        samax.trace_sam(0.1, num_samples=2),
-        samax.trace_sam(0.1, num_samples=2, unroll=1),
-        samax.det_sam(0.1, num_samples=2, unroll=1),
+        samax.trace_sam(0.1, sampling=samax.Sampling(samax.gaussian, 2)),
+        samax.trace_sam(0.1, sampling=samax.Sampling(samax.gaussian, 2, unroll=1)),
+        samax.det_sam(0.1, sampling=samax.Sampling(samax.cube(0.01), 2, unroll=1)),
     ],
 )
 @pytest.mark.parametrize("first", [MEAN, optax.identity()])

@@ -206,7 +206,8 @@ def test_explicit_sharding_computes_what_one_device_does(method, x64):
 
 def samples_on(sharding, place):
     """The direction of Frob-SAM from 8 samples, 4 at once, and the operations of one device."""
-    tx = samax.frob_sam(0.1, lam=1.0, num_samples=8, batch_size=4, sharding=sharding)
+    sampling = samax.Sampling(samax.gaussian, 8, batch_size=4, sharding=sharding)
+    tx = samax.frob_sam(0.1, lam=1.0, sampling=sampling)
     weights = place(jax.random.normal(jax.random.key(2), (32, 32)) / 6)
     inputs = place(jax.random.normal(jax.random.key(3), (64, 32)))
 
@@ -236,6 +237,6 @@ def test_samples_spread_over_devices(kind):
 def test_samples_that_devices_do_not_divide():
     sharding = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("samples",)), P("samples"))
     with pytest.raises(ValueError, match=r"sharding must divide the 2 samples.*batch_size"):
-        samax.trace_sam(num_samples=4, batch_size=2, sharding=sharding)
+        samax.Sampling(samax.gaussian, 4, batch_size=2, sharding=sharding)
     with pytest.raises(ValueError, match="sharding must divide the 1 samples"):
-        samax.trace_sam(num_samples=4, sharding=sharding)
+        samax.Sampling(samax.gaussian, 4, sharding=sharding)

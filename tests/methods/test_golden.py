@@ -108,8 +108,8 @@ def test_norm_balancing(case, problem):
     assert largest_error(case, problem, tx) < TOLERANCE
 
 
-def recorded_measure(case, problem):
-    """The measure that returns the recorded samples, whatever the keys, in their order."""
+def recorded_distribution(case, problem):
+    """The distribution that returns the recorded samples, whatever the keys, in their order."""
     # Over again at the end, where `largest_error` makes one step that it does not look at.
     samples = itertools.cycle(sample for step in case["noise"] for sample in step)
     shapes = {
@@ -117,12 +117,12 @@ def recorded_measure(case, problem):
         for name, value in problem["init"].items()
     }
 
-    def measure(key, params):
+    def distribution(key, params):
         del params
         draw = lambda _: {name: np.asarray(value) for name, value in next(samples).items()}
         return io_callback(draw, shapes, jax.random.key_data(key), ordered=True)
 
-    return measure
+    return distribution
 
 
 @pytest.mark.parametrize("unroll", [None, 1])
@@ -131,12 +131,9 @@ def test_universal_class(case, problem, unroll):
     hyper = case["hyper"]
     method = {"trace": samax.trace_sam, "det": samax.det_sam, None: samax.frob_sam}
     method = method[hyper.get("setting")]
-    universal = method(
-        hyper["rho"],
-        lam=hyper["lam"],
-        num_samples=hyper["n_samples"],
-        measure=recorded_measure(case, problem),
-        unroll=unroll,
+    sampling = samax.Sampling(
+        recorded_distribution(case, problem), hyper["n_samples"], unroll=unroll
     )
+    universal = method(hyper["rho"], lam=hyper["lam"], sampling=sampling)
     tx = optax.chain(universal, base_optimizer(case["base_optimizer"]))
     assert largest_error(case, problem, tx) < TOLERANCE

@@ -1,4 +1,4 @@
-"""The measures mu: their moments, their dependence on the parameters, their shapes."""
+"""The distributions mu: their moments, their dependence on the parameters, their shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pytest
 import samax
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 4.0]]), "b": jnp.array(3.0), "zero": jnp.zeros(2)}
-SAMPLERS = {
+DISTRIBUTIONS = {
     "gaussian": samax.gaussian,
     "sphere": samax.sphere,
     "rademacher": samax.rademacher,
@@ -32,12 +32,12 @@ def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_moments(name):
     """Mean zero, independent entries, and the variances of the definition: within 5 sigma."""
     count = 20_000
     keys = jax.random.split(jax.random.key(0), count)
-    samples = jax.jit(jax.vmap(SAMPLERS[name], (0, None)))(keys, PARAMS)
+    samples = jax.jit(jax.vmap(DISTRIBUTIONS[name], (0, None)))(keys, PARAMS)
     samples = np.concatenate(
         [np.reshape(leaf, (count, -1)) for leaf in jax.tree.leaves(samples)], axis=1
     )
@@ -62,33 +62,33 @@ def test_the_sphere_is_normalized_over_all_leaves_and_the_cube_is_bounded():
     np.testing.assert_array_equal(jnp.abs(signs), 1.0)
 
 
-def test_scaled_measures_follow_the_parameters():
+def test_scaled_distributions_follow_the_parameters():
     """The same key gives the same perturbation relative to rescaled parameters."""
     key, rescaled = jax.random.key(2), jax.tree.map(lambda w: -8.0 * w, PARAMS)
     for wrap in (samax.scaled_by_params, samax.scaled_by_layer):
-        sampler = wrap(samax.gaussian)
-        here, there = sampler(key, PARAMS), sampler(key, rescaled)
+        distribution = wrap(samax.gaussian)
+        here, there = distribution(key, PARAMS), distribution(key, rescaled)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(8 * a, b, rtol=1e-6), here, there)
         np.testing.assert_array_equal(here["zero"], 0.0)
     lifted = samax.scaled_by_params(samax.rademacher, t0=0.25)(key, PARAMS)
     np.testing.assert_array_equal(jnp.abs(lifted["zero"]), 0.25)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_samples_are_pytrees_like_the_parameters_in_float32_or_wider(name):
     params = {"half": jnp.ones(3, jnp.bfloat16), "rest": [jnp.ones((2, 0)), jnp.ones(())]}
-    sample = SAMPLERS[name](jax.random.key(0), params)
+    sample = DISTRIBUTIONS[name](jax.random.key(0), params)
     assert jax.tree.structure(sample) == jax.tree.structure(params)
     assert jax.tree.map(jnp.shape, sample) == jax.tree.map(jnp.shape, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(sample)} == {jnp.dtype(jnp.float32)}
     with jax.debug_nans(True):
-        SAMPLERS[name](jax.random.key(0), {})
+        DISTRIBUTIONS[name](jax.random.key(0), {})
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_float64_stays(name):
-    sample = SAMPLERS[name](jax.random.key(0), {"w": jnp.ones(3, jnp.float64)})
+    sample = DISTRIBUTIONS[name](jax.random.key(0), {"w": jnp.ones(3, jnp.float64)})
     assert sample["w"].dtype == jnp.float64
 
 
@@ -97,5 +97,5 @@ def test_what_is_refused():
         samax.cube(0.0)
     with pytest.raises(ValueError, match="t0 must be finite"):
         samax.scaled_by_params(samax.gaussian, t0=-1.0)
-    with pytest.raises(TypeError, match="sampler must be a function"):
+    with pytest.raises(TypeError, match="distribution must be a function"):
         samax.scaled_by_layer(1.0)

@@ -1,7 +1,9 @@
 """The universal class: the direction is the gradient of L + lambda rho^2 R, in constant memory."""
 
+import dataclasses
 import functools
-import inspect
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,13 @@ import pytest
 import samax
 
 # Random signs compile faster than normal draws, and most tests do not care.
-SIGNS = {"measure": samax.rademacher}
+signs = functools.partial(samax.Sampling, samax.rademacher)
+normal = functools.partial(samax.Sampling, samax.gaussian)
 METHODS = {
-    "trace": samax.trace_sam(0.1, num_samples=2, **SIGNS),
-    "frob": samax.frob_sam(0.1, lam=0.1, **SIGNS),
-    "det": samax.det_sam(0.5, num_samples=2, **SIGNS),
-    "log det": samax.det_sam(0.5, num_samples=2, log=True, **SIGNS),
+    "trace": samax.trace_sam(0.1, sampling=signs(2)),
+    "frob": samax.frob_sam(0.1, lam=0.1, sampling=signs(2)),
+    "det": samax.det_sam(0.5, sampling=signs(2)),
+    "log det": samax.det_sam(0.5, log=True, sampling=signs(2)),
 }
 
 
@@ -49,15 +52,15 @@ def assert_trees_close(left, right, rtol=1e-6, atol=0.0):
     jax.tree.map(check, left, right)
 
 
-def run_recorded(method, params, measure=samax.gaussian, **options):
-    """The update of `method(measure=...)`, of up to 8 samples, and the samples it was made from."""
+def run_recorded(method, params, **options):
+    """The update of `method(distribution)`, of up to 8 samples, and what it was made from."""
     seen = []
 
     def sample(key, params):
-        seen.append(measure(key, params))
+        seen.append(samax.gaussian(key, params))
         return seen[-1]
 
-    updates, _ = run_once(method(measure=sample), params, **options)
+    updates, _ = run_once(method(sample), params, **options)
     return updates, seen
 
 
@@ -90,14 +93,12 @@ class TestDirection:
     @pytest.mark.parametrize("components", [1, pytest.param(2, marks=pytest.mark.slow), 3])
     def test_it_is_the_gradient_of_the_objective(self, components, log_mean, antithetic):
         psi, rho, lam = random_psi(components), 0.3, 0.7
-        method = functools.partial(
-            samax.universal_sam,
+        method = lambda distribution: samax.universal_sam(
             random_phi,
             samax.LogMeanExp(psi) if log_mean else psi,
+            samax.Sampling(distribution, 4, antithetic=antithetic),
             rho=rho,
             lam=lam,
-            num_samples=4,
-            antithetic=antithetic,
         )
         updates, samples = run_recorded(method, start(jnp.float64))
         if antithetic:
@@ -107,7 +108,7 @@ class TestDirection:
         assert not np.allclose(expected["w"], jax.grad(loss_fn)(start(jnp.float64))["w"], rtol=1e-3)
 
     def test_scalars_tuples_and_arrays_are_psis(self):
-        options = {"measure": samax.gaussian, "rho": 0.3, "num_samples": 4}
+        options = {"sampling": normal(4), "rho": 0.3}
         phi = lambda t: t[1] - t[0] ** 2
         as_tuple = samax.universal_sam(phi, lambda t: (t, t**2), **options)
         as_array = samax.universal_sam(phi, lambda t: jnp.stack([t, t**2]), **options)
@@ -121,7 +122,9 @@ class TestDirection:
     @pytest.mark.parametrize("unbiased", [True, False])
     def test_the_frobenius_direction_is_the_covariance_of_losses_and_gradients(self, unbiased):
         params, rho, lam = start(jnp.float64), 0.2, 0.3
-        method = functools.partial(samax.frob_sam, rho, lam=lam, num_samples=5, unbiased=unbiased)
+        method = lambda distribution: samax.frob_sam(
+            rho, lam=lam, unbiased=unbiased, sampling=samax.Sampling(distribution, 5)
+        )
         updates, samples = run_recorded(method, params)
         evaluate = jax.value_and_grad(loss_fn)
         points = [jax.tree.map(lambda w, x: w + rho * x, params, v) for v in samples]
@@ -133,7 +136,7 @@ class TestDirection:
 
     def test_the_determinants_forms_are_the_papers(self):
         """exp(-2 log mean) of the recipe against 1 / t^2 as it is written."""
-        options = {"rho": 0.5, "num_samples": 4, "measure": samax.cube(1.0)}
+        options = {"rho": 0.5, "sampling": samax.Sampling(samax.cube(1.0), 4)}
         plain = samax.universal_sam(lambda t: 1 / t**2, lambda t: jnp.exp(-t / 2), **options)
         updates, _ = run_once(samax.det_sam(**options), start())
         assert_trees_close(updates, run_once(plain, start())[0], rtol=1e-10)
@@ -143,8 +146,8 @@ class TestDirection:
 
 
 def streamed(antithetic, **options):
-    options |= {"num_samples": 12, "measure": samax.cube(2.0), "track": True}
-    return samax.frob_sam(0.3, lam=0.2, antithetic=antithetic, **options)
+    sampling = samax.Sampling(samax.cube(2.0), 12, antithetic=antithetic, **options)
+    return samax.frob_sam(0.3, lam=0.2, sampling=sampling, track=True)
 
 
 @functools.cache
@@ -188,7 +191,7 @@ class TestStreaming:
             return jnp.mean(hidden**2)
 
         def temporary_bytes(num_samples, **options):
-            tx = method(0.1, num_samples=num_samples, **SIGNS, **options)
+            tx = method(0.1, sampling=signs(num_samples, **options))
             program = jax.jit(lambda p, s: step(tx, p, s, loss=loss))
             compiled = program.lower(params, tx.init(params)).compile()
             return compiled.memory_analysis().temp_size_in_bytes
@@ -201,7 +204,7 @@ class TestStreaming:
 
     def test_up_to_eight_evaluations_are_unrolled(self):
         def program(**options):
-            tx = samax.trace_sam(0.1, **options)
+            tx = samax.trace_sam(0.1, sampling=normal(**options))
             return str(jax.make_jaxpr(lambda p: step(tx, p, tx.init(p)))(start()))
 
         assert "scan[" not in program(num_samples=8)
@@ -218,7 +221,7 @@ class TestStreaming:
             calls.append(None)
             return jax.value_and_grad(loss_fn)(params)
 
-        tx = samax.trace_sam(0.1, num_samples=5)
+        tx = samax.trace_sam(0.1, sampling=normal(5))
         updates, _ = run_once(tx, start(), value_fn=None, value_and_grad_fn=value_and_grad_fn)
         assert len(calls) == 5
         assert_trees_close(updates, run_once(tx, start())[0])
@@ -238,12 +241,12 @@ class TestKeys:
         assert np.any(second["w"] != first["w"])
 
     def test_seeds_raw_and_typed_keys_are_one(self):
-        method = functools.partial(samax.trace_sam, 0.1)
+        method = lambda key: samax.trace_sam(0.1, sampling=normal(key=key))
         keys = [7, np.int64(7), jax.random.PRNGKey(7), jax.random.key(7)]
-        results = [run_once(method(key=key), start()) for key in keys]
+        results = [run_once(method(key), start()) for key in keys]
         for updates, _ in results:
             assert_trees_close(updates, results[0][0], rtol=0)
-        other, _ = run_once(method(key=8), start())
+        other, _ = run_once(method(8), start())
         assert np.any(other["w"] != results[0][0]["w"])
         kinds = [state.rng_key.dtype for _, state in results]
         assert kinds[:3] == [jnp.uint32] * 3
@@ -251,7 +254,7 @@ class TestKeys:
 
     def test_typed_keys_of_another_implementation(self):
         for key in (jax.random.key(0, impl="rbg"), jax.random.key(0, impl="unsafe_rbg")):
-            tx = samax.trace_sam(0.1, key=key)
+            tx = samax.trace_sam(0.1, sampling=normal(key=key))
             _, state = run_once(tx, start())
             assert jax.random.key_impl(state.rng_key) == jax.random.key_impl(key)
 
@@ -259,15 +262,16 @@ class TestKeys:
         """Why raw is the default: what EMAs and samplers of states do with every leaf."""
         half = lambda state: jax.tree.map(lambda leaf: leaf * 1, state)
         half(samax.trace_sam(0.1).init(start()))
+        typed = samax.trace_sam(0.1, sampling=normal(key=jax.random.key(0)))
         with pytest.raises(TypeError):
-            half(samax.trace_sam(0.1, key=jax.random.key(0)).init(start()))
+            half(typed.init(start()))
 
     @pytest.mark.parametrize("key", ["0", 0.5, True, None, np.zeros(2)], ids=str)
     def test_what_is_no_key(self, key):
         with pytest.raises(TypeError, match="key must be an integer seed or a key"):
-            samax.trace_sam(0.1, key=key)
+            normal(key=key)
         with pytest.raises(TypeError, match="array of keys of shape"):
-            samax.trace_sam(0.1, key=jax.random.split(jax.random.key(0), 3))
+            normal(key=jax.random.split(jax.random.key(0), 3))
 
 
 class TestTransforms:
@@ -278,7 +282,8 @@ class TestTransforms:
     def test_jit_and_scan_with_a_constant_state(self, method, key):
         key = jax.random.key(0) if key == "typed" else key
         rho = optax.linear_schedule(0.1, 0.05, 10)
-        universal = method(rho, lam=1e-2, key=key, track=True, **SIGNS)
+        count = 2 if method is samax.frob_sam else 1
+        universal = method(rho, lam=1e-2, sampling=signs(count, key=key), track=True)
         tx, params = optax.chain(universal, optax.sgd(0.01)), start()
 
         def train_step(carry, _):
@@ -298,7 +303,7 @@ class TestTransforms:
     def test_vmap_over_seeds_radii_and_weights(self):
         @jax.jit
         def updates(key, rho, lam):
-            tx = samax.frob_sam(rho, lam=lam, key=key, **SIGNS)
+            tx = samax.frob_sam(rho, lam=lam, sampling=signs(2, key=key))
             return step(tx, start(), tx.init(start()))[0]
 
         seeds, rho, lam = jnp.arange(3), jnp.array([0.1, 0.2, 0.3]), jnp.array([0.1, 0.0, 1.0])
@@ -309,13 +314,36 @@ class TestTransforms:
             assert_trees_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-5)
 
     def test_injected_hyperparameters(self):
-        inject = optax.inject_hyperparams(
-            samax.frob_sam,
-            static_args=set(inspect.signature(samax.frob_sam).parameters) - {"rho", "lam"},
-        )
-        tx = inject(rho=0.1, lam=0.2)
+        tx = optax.inject_hyperparams(samax.frob_sam)(rho=0.1, lam=0.2)
         updates, _ = run_once(tx, start())
         assert_trees_close(updates, run_once(samax.frob_sam(0.1, lam=0.2), start())[0])
+
+    @pytest.mark.parametrize("method", [samax.trace_sam, samax.frob_sam, samax.det_sam])
+    def test_injected_hyperparameters_under_jit(self, method):
+        """No `static_args`: what is no number is no schedule either."""
+        options = {"lam": 0.2, "sampling": signs(2)}
+        tx = optax.inject_hyperparams(method)(rho=0.1, track=True, **options)
+        update = jax.jit(functools.partial(step, tx))
+        state = tx.init(start())
+        for rho in (0.1, 0.3):
+            state.hyperparams["rho"] = jnp.asarray(rho)
+            updates, after = update(start(), state)
+            expected, _ = run_once(method(rho, **options), start())
+            assert_trees_close(updates, expected, rtol=1e-5)
+            assert np.isfinite(optax.tree.get(after, "sharpness"))
+
+    def test_injected_functions_are_named_in_static_args(self):
+        identity = lambda t: t
+        inject = functools.partial(optax.inject_hyperparams, samax.universal_sam)
+        tx = inject()(identity, identity, signs(2), rho=0.1)
+        with pytest.raises(TypeError, match=r"phi must be .*in static_args under optax\.inject"):
+            tx.init(start())
+        tx = inject(static_args="phi")(identity, identity, signs(2), rho=0.1)
+        with pytest.raises(TypeError, match=r"psi must be .*in static_args under optax\.inject"):
+            tx.init(start())
+        tx = inject(static_args=("phi", "psi"))(identity, identity, signs(2), rho=0.1)
+        expected, _ = run_once(samax.trace_sam(0.1, sampling=signs(2)), start())
+        assert_trees_close(run_once(tx, start())[0], expected)
 
 
 class TestNumerics:
@@ -340,7 +368,7 @@ class TestNumerics:
     def test_float64(self, name):
         updates, state = run_once(METHODS[name], start(jnp.float64))
         assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float64)}
-        assert optax.tree.get(state, "step").dtype == jnp.int32
+        assert optax.tree.get(state, "count").dtype == jnp.int32
 
     @pytest.mark.parametrize("name", METHODS)
     def test_a_zero_gradient(self, name):
@@ -366,8 +394,7 @@ class TestNumerics:
     def test_the_log_form_does_not_overflow(self, size):
         """D of +-1e4: exp(-D / 2) is inf or 0 in float32, and in float64."""
         loss = lambda p: size * jnp.sum(p**2) / 2 + jnp.sum(p)
-        params, options = jnp.zeros(3), {"rho": 1.0, "lam": 0.1, "num_samples": 16}
-        options["measure"] = samax.rademacher
+        params, options = jnp.zeros(3), {"rho": 1.0, "lam": 0.1, "sampling": signs(16)}
         log, _ = run_once(samax.det_sam(log=True, **options), params, loss=loss)
         assert np.all(np.isfinite(log))
         assert np.all(np.abs(log) < 1e4)
@@ -377,7 +404,9 @@ class TestNumerics:
     def test_the_log_form_weighs_by_a_softmax(self):
         """Sum_i softmax(-D / 2)_i (g_i - g), however large D is, in either order of the samples."""
         loss = lambda p: jnp.sum(jnp.array([1e3, -2e3]) * p**2)
-        method = functools.partial(samax.det_sam, 1.0, lam=1.0, num_samples=6, log=True)
+        method = lambda distribution: samax.det_sam(
+            1.0, lam=1.0, log=True, sampling=samax.Sampling(distribution, 6)
+        )
         updates, samples = run_recorded(method, jnp.zeros(2), loss=loss)
         gaps = jnp.stack([loss(v) for v in samples])
         grads = jnp.stack([jax.grad(loss)(v) for v in samples])
@@ -385,7 +414,8 @@ class TestNumerics:
 
     def test_tracked_scalars(self):
         params, rho = start(), 0.2
-        tx = samax.trace_sam(rho, num_samples=8, batch_size=4, measure=samax.sphere, track=True)
+        sampling = samax.Sampling(samax.sphere, num_samples=8, batch_size=4)
+        tx = samax.trace_sam(rho, sampling=sampling, track=True)
         updates, state = run_once(tx, params)
         get = lambda name: float(optax.tree.get(state, name))
         assert get("clean_loss") == pytest.approx(float(loss_fn(params)))
@@ -402,8 +432,12 @@ def test_it_composes():
     """SAM's own chain: clipping, decay, momentum; and beside what else takes a value."""
     params = start()
     for tx in (
-        optax.chain(samax.frob_sam(**SIGNS), optax.clip_by_global_norm(1.0), optax.adamw(0.05)),
-        optax.chain(samax.trace_sam(**SIGNS), optax.sgd(0.05), optax.contrib.reduce_on_plateau()),
+        optax.chain(
+            samax.frob_sam(sampling=signs(2)), optax.clip_by_global_norm(1.0), optax.adamw(0.05)
+        ),
+        optax.chain(
+            samax.trace_sam(sampling=signs()), optax.sgd(0.05), optax.contrib.reduce_on_plateau()
+        ),
         optax.apply_if_finite(optax.chain(samax.det_sam(), optax.sgd(0.05)), 2),
     ):
         update = jax.jit(functools.partial(step, tx))
@@ -415,8 +449,10 @@ def test_it_composes():
 
 
 def make(**options):
-    arguments = {"phi": jnp.sin, "psi": jnp.cos, "measure": samax.gaussian, "rho": 0.1}
-    return samax.universal_sam(**(arguments | options))
+    fields = {field.name for field in dataclasses.fields(samax.Sampling)} & options.keys()
+    sampling = {"distribution": samax.gaussian} | {name: options.pop(name) for name in fields}
+    arguments = {"phi": jnp.sin, "psi": jnp.cos, "rho": 0.1}
+    return samax.universal_sam(sampling=samax.Sampling(**sampling), **(arguments | options))
 
 
 @pytest.mark.parametrize(
@@ -432,14 +468,41 @@ def make(**options):
         ({"unroll": 0}, ValueError, "unroll must be at least 1"),
         ({"phi": 1.0}, TypeError, "phi must be a function"),
         ({"psi": samax.LogMeanExp(2.0)}, TypeError, "psi must be a function"),
-        ({"measure": "gaussian"}, TypeError, "measure must be a function"),
+        ({"distribution": "gaussian"}, TypeError, "distribution must be a function"),
     ],
 )
 def test_arguments(options, error, message):
     with pytest.raises(error, match=message):
         make(**options)
     with pytest.raises(ValueError, match="num_samples must be at least 2"):
-        samax.frob_sam(num_samples=1)
+        samax.frob_sam(sampling=normal(1))
+    for method in (samax.trace_sam, samax.frob_sam, samax.det_sam):
+        with pytest.raises(TypeError, match=r"sampling must be a samax.Sampling, got <function"):
+            method(sampling=samax.gaussian)
+
+
+def test_the_defaults_of_the_methods_are_the_authors():
+    cube = samax.Sampling(samax.cube(0.01))
+    for method, sampling in (
+        (samax.trace_sam, normal()),
+        (samax.frob_sam, normal(2)),
+        (samax.det_sam, cube),
+    ):
+        expected, _ = run_once(method(sampling=sampling), start())
+        assert_trees_close(run_once(method(), start())[0], expected, rtol=0)
+
+
+def test_a_sampling_is_built_without_jax():
+    """In a fresh process: neither arrays nor devices are there afterwards."""
+    program = """if True:
+        import numpy as np, samax
+        from jax._src import xla_bridge
+        samax.Sampling(samax.cube(0.1), 8, batch_size=4, antithetic=True, key=np.int64(3))
+        samax.Sampling(samax.gaussian, key=np.zeros(2, np.uint32))
+        samax.trace_sam(0.1), samax.frob_sam(0.1), samax.det_sam(0.1)
+        assert not xla_bridge.backends_are_initialized()
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +514,12 @@ def test_arguments(options, error, message):
         ({}, {"value": jnp.zeros(2)}, TypeError, "value must be a scalar loss"),
         ({}, {"value_fn": lambda p: (p["b"], 1)}, TypeError, "must be a scalar loss"),
         ({"phi": lambda t: t * jnp.ones(2)}, {}, TypeError, r"phi\(mean\) must be a scalar"),
-        ({"measure": lambda key, p: p["w"]}, {}, ValueError, "the measure's sample must be"),
+        (
+            {"distribution": lambda key, p: p["w"]},
+            {},
+            ValueError,
+            "the distribution's sample must be",
+        ),
     ],
 )
 def test_evaluations(options, extra, error, message):

@@ -14,7 +14,15 @@ pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.optimized]
 
 HESSIAN = np.array([[2.0, 0.5], [0.5, 1.5]])
 EIGENVALUES = np.linalg.eigvalsh(HESSIAN)
-MANY = {"num_samples": 400_000, "batch_size": 400_000, "track": True}
+COUNT = 400_000
+
+
+def many(distribution, num_samples=COUNT):
+    """How a sharpness is measured closely."""
+    return {
+        "sampling": samax.Sampling(distribution, num_samples, batch_size=COUNT),
+        "track": True,
+    }
 
 
 def quadratic(w, hessian=HESSIAN):
@@ -44,31 +52,30 @@ def sharpness(tx):
 class TestRecovery:
     """Functions of the Hessian by Monte Carlo, within 2 %."""
 
-    @pytest.mark.parametrize("measure", [samax.gaussian, samax.rademacher, samax.sphere])
-    def test_trace(self, measure):
-        share = 2 if measure is samax.sphere else 1
-        value = sharpness(samax.trace_sam(0.1, measure=measure, **MANY))
+    @pytest.mark.parametrize("distribution", [samax.gaussian, samax.rademacher, samax.sphere])
+    def test_trace(self, distribution):
+        share = 2 if distribution is samax.sphere else 1
+        value = sharpness(samax.trace_sam(0.1, **many(distribution)))
         assert value == pytest.approx(np.trace(HESSIAN) / 2 / share, rel=0.02)
 
     @pytest.mark.parametrize("unbiased", [True, False])
     def test_frobenius_norm(self, unbiased):
-        value = sharpness(samax.frob_sam(0.1, unbiased=unbiased, **MANY))
+        value = sharpness(samax.frob_sam(0.1, unbiased=unbiased, **many(samax.gaussian)))
         assert value == pytest.approx(np.sum(HESSIAN**2) / 4, rel=0.02)
 
     def test_the_bias_of_the_variance(self):
         """Of two samples the biased variance is half the unbiased one."""
-        pair = functools.partial(samax.frob_sam, 0.1, num_samples=2, track=True)
+        pair = functools.partial(samax.frob_sam, 0.1, track=True)  # n = 2
         ratio = sharpness(pair(unbiased=False)) / sharpness(pair())
         assert ratio == pytest.approx(0.5, rel=1e-6)
 
-    def determinant(self, measure):
+    def determinant(self, distribution):
         """The mean of exp(-v^T H v / 2), whose inverse square is a determinant."""
         tx = samax.universal_sam(
             lambda log_mean: jnp.exp(-2 * log_mean),
             samax.LogMeanExp(lambda t: -t),
-            measure,
             rho=0.1,
-            **MANY,
+            **many(distribution),
         )
         return sharpness(tx)
 
@@ -79,10 +86,10 @@ class TestRecovery:
         assert value == pytest.approx(np.prod(EIGENVALUES), rel=0.02)
 
     def test_the_authors_determinant_is_that_of_half_the_hessian(self):
-        tx = samax.det_sam(0.1, measure=samax.cube(7.0), **MANY)
+        tx = samax.det_sam(0.1, **many(samax.cube(7.0)))
         constant = (2 * np.pi) ** 2 / 14.0**4
         assert constant * sharpness(tx) == pytest.approx(np.prod(EIGENVALUES / 2), rel=0.02)
-        log = samax.det_sam(0.1, measure=samax.cube(7.0), log=True, **MANY)
+        log = samax.det_sam(0.1, log=True, **many(samax.cube(7.0)))
         assert sharpness(log) == pytest.approx(np.log(sharpness(tx)), rel=1e-6)
 
     def test_with_a_gaussian_it_is_another_determinant(self):
@@ -90,14 +97,13 @@ class TestRecovery:
         assert value == pytest.approx(np.prod(1 + EIGENVALUES), rel=0.02)
         assert value != pytest.approx(np.prod(EIGENVALUES), rel=0.5)
 
-    def test_a_measure_of_ones_own(self):
+    def test_a_sharpness_of_ones_own(self):
         """The third cumulant of v^T H v / 2 is the sum of the cubed eigenvalues."""
         tx = samax.universal_sam(
             phi=lambda t: t[2] - 3 * t[0] * t[1] + 2 * t[0] ** 3,
             psi=lambda t: (t, t**2, t**3),
-            measure=samax.gaussian,
             rho=0.1,
-            **MANY | {"num_samples": 4_000_000},
+            **many(samax.gaussian, 4_000_000),
         )
         assert sharpness(tx) == pytest.approx(np.sum(EIGENVALUES**3), rel=0.02)
 
@@ -109,8 +115,8 @@ def test_the_regularizer_tends_to_the_sharpness_as_rho_squared(method):
     radii = jnp.array([0.01, 0.02, 0.04, 0.08])
 
     def value(rho, higher):
-        options = {"measure": samax.gaussian, "num_samples": 1000, "batch_size": 1000}
-        tx = method(rho, antithetic=True, track=True, **options)
+        sampling = samax.Sampling(samax.gaussian, 1000, batch_size=1000, antithetic=True)
+        tx = method(rho, sampling=sampling, track=True)
         value_fn, point = lambda w: loss(w, higher), jnp.zeros(2)
         _, state = tx.update(point, tx.init(point), point, value=0.0, value_fn=value_fn)
         return optax.tree.get(state, "sharpness")
@@ -149,20 +155,22 @@ class TestExplicitBias:
         )
 
     def test_trace_sam_reaches_the_flattest_minimum(self):
-        tx = samax.trace_sam(0.1, num_samples=2, batch_size=2, antithetic=True)
+        sampling = samax.Sampling(samax.gaussian, 2, batch_size=2, antithetic=True)
+        tx = samax.trace_sam(0.1, sampling=sampling)
         assert self.final_trace(tx, eta=0.03) == pytest.approx(4.0, abs=0.1)
 
     def test_frob_sam_reaches_it(self):
-        tx = samax.frob_sam(0.05, lam=1.0, num_samples=4, batch_size=4)
+        sampling = samax.Sampling(samax.gaussian, 4, batch_size=4)
+        tx = samax.frob_sam(0.05, lam=1.0, sampling=sampling)
         assert self.final_trace(tx, eta=0.008) == pytest.approx(4.0, abs=0.1)
 
     def test_det_sam_reaches_it_with_a_small_lambda_and_many_samples(self):
-        options = {"num_samples": 32, "batch_size": 32, "antithetic": True}
-        tx = samax.det_sam(0.1, lam=0.4, measure=samax.gaussian, **options)
+        sampling = samax.Sampling(samax.gaussian, 32, batch_size=32, antithetic=True)
+        tx = samax.det_sam(0.1, lam=0.4, sampling=sampling)
         assert self.final_trace(tx, steps=50_000) == pytest.approx(4.0, abs=0.15)
 
     def test_det_sam_overflows_with_a_large_lambda_and_few_where_its_log_does_not(self):
-        options = {"lam": 2.0, "num_samples": 4, "batch_size": 4, "measure": samax.gaussian}
+        options = {"lam": 2.0, "sampling": samax.Sampling(samax.gaussian, 4, batch_size=4)}
         assert np.isnan(self.final_trace(samax.det_sam(0.1, **options)))
         assert np.isfinite(self.final_trace(samax.det_sam(0.1, log=True, **options)))
 
@@ -174,7 +182,8 @@ def test_frob_sams_threshold():
     def end(curvature, factor):
         threshold = 2 / (curvature + curvature**2)
         loss = lambda w: 0.5 * curvature * jnp.sum(w**2)
-        tx = samax.frob_sam(0.01, lam=1.0, num_samples=512, batch_size=512)
+        sampling = samax.Sampling(samax.gaussian, 512, batch_size=512)
+        tx = samax.frob_sam(0.01, lam=1.0, sampling=sampling)
         path = descend(optax.chain(tx, optax.sgd(factor * threshold)), loss, jnp.ones(1), 300)
         return jnp.abs(path[-1, 0])
 
@@ -192,7 +201,7 @@ class TestInvariance:
         return sharpnesses(method, quadratic, 2 * [jnp.zeros(2)], [HESSIAN, composed])
 
     def test_the_determinant_is_blind_to_what_preserves_volume(self):
-        det = samax.det_sam(0.1, measure=samax.cube(12.0), **MANY)
+        det = samax.det_sam(0.1, **many(samax.cube(12.0)))
         here, there = self.values(det, self.volume_preserving)
         assert there == pytest.approx(here, rel=0.05)
         here, there = self.values(det, 1.5 * self.volume_preserving)
@@ -200,10 +209,10 @@ class TestInvariance:
 
     @pytest.mark.parametrize("method", [samax.trace_sam, samax.frob_sam])
     def test_trace_and_frobenius_norm_are_not(self, method):
-        here, there = self.values(method(0.1, **MANY), self.volume_preserving)
+        here, there = self.values(method(0.1, **many(samax.gaussian)), self.volume_preserving)
         assert there > 2 * here
         rotation = np.array([[0.6, -0.8], [0.8, 0.6]])
-        here, there = self.values(method(0.1, **MANY), rotation)
+        here, there = self.values(method(0.1, **many(samax.gaussian)), rotation)
         assert there == pytest.approx(here, rel=0.02)
 
     def test_the_determinant_is_zero_on_the_manifold_of_minima(self):
@@ -214,14 +223,15 @@ class TestInvariance:
             assert abs(jnp.linalg.det(off)) > 1.0
 
     @pytest.mark.parametrize("method", [samax.trace_sam, samax.frob_sam, samax.det_sam])
-    def test_a_measure_that_scales_with_the_parameters_is_blind_to_their_scale(self, method):
+    def test_a_mu_that_scales_with_the_parameters_is_blind_to_their_scale(self, method):
         """(x, y) -> (c x, y / c) leaves the loss and, with v = w z, every sharpness as they are."""
         loss = lambda p: (p[0] * p[1] - 1.0) ** 2
         here, there = jnp.array([1.0, 1.2]), jnp.array([4.0, 0.3])
-        options = {"num_samples": 64, "batch_size": 64, "track": True}
 
-        def both(measure):
-            return sharpnesses(method(0.1, measure=measure, **options), loss, [here, there])
+        def both(distribution):
+            sampling = samax.Sampling(distribution, 64, batch_size=64)
+            tx = method(0.1, sampling=sampling, track=True)
+            return sharpnesses(tx, loss, [here, there])
 
         first, second = both(samax.scaled_by_params(samax.gaussian))
         assert second == pytest.approx(first, rel=1e-9)
