@@ -336,10 +336,10 @@ class TestTransforms:
         identity = lambda t: t
         inject = functools.partial(optax.inject_hyperparams, samax.universal_sam)
         tx = inject()(identity, identity, signs(2), rho=0.1)
-        with pytest.raises(TypeError, match=r"phi must be .*optax\.inject_hyperparams.*in static_args"):
+        with pytest.raises(TypeError, match=r"phi must be .*inject_hyperparams.*in static_args"):
             tx.init(start())
         tx = inject(static_args="phi")(identity, identity, signs(2), rho=0.1)
-        with pytest.raises(TypeError, match=r"psi must be .*in static_args under optax\.inject"):
+        with pytest.raises(TypeError, match=r"psi must be .*in static_args"):
             tx.init(start())
         tx = inject(static_args=("phi", "psi"))(identity, identity, signs(2), rho=0.1)
         expected, _ = run_once(samax.trace_sam(0.1, sampling=signs(2)), start())
