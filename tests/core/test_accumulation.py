@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import samax
+
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 RHO, RATE = 0.1, 0.05
 INPUTS = jax.random.normal(jax.random.key(0), (8, 4))
@@ -37,10 +40,6 @@ def perturbed_gradient(params, ascent_batch, batch):
     norm = optax.tree.norm(grads)
     point = jax.tree.map(lambda w, g: w + RHO * g / norm, params, grads)
     return jax.grad(loss_fn)(point, batch)
-
-
-def assert_close(left, right):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), left, right)
 
 
 def stepped(params, gradient):

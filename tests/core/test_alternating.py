@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,10 +65,6 @@ def call(tx, params, state):
     return optax.apply_updates(params, updates), state
 
 
-def assert_equal(left, right):
-    jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
 RHO_SCHEDULE = optax.linear_schedule(0.1, 0.0, 8)
 METHODS = {
     "sam": samax.sam(RHO_SCHEDULE),
@@ -85,8 +82,8 @@ def test_two_calls_are_one_to_the_last_bit_in_float64(method, x64):
     params = initial(jnp.float64)
     expected, expected_state = one_call(METHODS[method], params, steps=4)
     seen, state = two_calls(METHODS[method], params, calls=8)
-    assert_equal(seen[-1], expected)
-    assert_equal(state.chain, expected_state)
+    chex.assert_trees_all_equal(seen[-1], expected)
+    chex.assert_trees_all_equal(state.chain, expected_state)
 
 
 def test_the_decoupled_method_holds_its_optimizer(x64):
@@ -107,9 +104,9 @@ def test_in_between_the_parameters_are_the_perturbed_ones():
         seen[1],
         grads,
     )
-    assert_equal(samax.eval_params(state, seen[1]), params)
+    chex.assert_trees_all_equal(samax.eval_params(state, seen[1]), params)
     seen, state = two_calls(SAM, params, calls=2)
-    assert_equal(samax.eval_params(state, seen[2]), seen[2])
+    chex.assert_trees_all_equal(samax.eval_params(state, seen[2]), seen[2])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -121,11 +118,11 @@ def test_the_parameters_come_back(dtype):
     point, back = seen[1], seen[2]
     assert point["w"].dtype == dtype
     assert np.max(np.abs((point["w"] - params["w"]).astype(jnp.float32))) > 0.01
-    assert_equal((back["w"][1:], back["v"]), (params["w"][1:], params["v"]))
+    chex.assert_trees_all_equal((back["w"][1:], back["v"]), (params["w"][1:], params["v"]))
     error = np.abs((back["w"][0] - params["w"][0]).astype(jnp.float32))
     half_a_unit = float(jnp.finfo(dtype).eps) / 2 * np.abs(point["w"][0].astype(jnp.float32))
     assert np.all(error <= half_a_unit)
-    assert_equal(samax.eval_params(state, back), back)
+    chex.assert_trees_all_equal(samax.eval_params(state, back), back)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -144,14 +141,14 @@ def test_updates_have_the_parameters_dtype(dtype):
     broken = jax.tree.map(lambda w: jnp.full_like(w, jnp.nan), params)
     updates, after = jax.jit(tx.update)(broken, state, params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
-    assert_equal(after.inner_state, state.inner_state)
+    chex.assert_trees_all_equal(after.inner_state, state.inner_state)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_parameters_are_those_of_the_one_call_form(dtype):
     expected, _ = one_call(SAM, initial(dtype), steps=3)
     seen, _ = two_calls(SAM, initial(dtype), calls=6)
-    assert_equal(seen[-1], expected)
+    chex.assert_trees_all_equal(seen[-1], expected)
 
 
 def size(state):
@@ -216,10 +213,10 @@ def test_a_checkpoint_in_between(tmp_path):
         checkpointer.wait_until_finished()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
         restored = checkpointer.restore(tmp_path / "between", abstract)
-    assert_equal(
+    chex.assert_trees_all_equal(
         samax.eval_params(restored["state"], restored["params"]), samax.eval_params(state, params)
     )
-    assert_equal(step(restored["params"], restored["state"]), step(params, state))
+    chex.assert_trees_all_equal(step(restored["params"], restored["state"]), step(params, state))
 
 
 def test_parameters_and_state_may_be_donated():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from optax import contrib
 
 import samax
+
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-7)
 
 CURVATURE = jnp.array([1.0, 3.0, 10.0])
 
@@ -36,10 +39,6 @@ def train(tx, steps=3, transform=jax.jit, **extra):
     for _ in range(steps):
         params, state = step(params, state)
     return params, state
-
-
-def assert_close(left, right):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), left, right)
 
 
 def sam_sgd(rho=0.1, rate=0.05):
@@ -74,7 +73,7 @@ def test_inject_hyperparams():
     state = optax.tree.set(tx.init(params), rho=0.0)
     grads = jax.grad(loss_fn)(params)
     updates, _ = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(grads, state, params)
-    jax.tree.map(np.testing.assert_array_equal, updates, grads)
+    chex.assert_trees_all_equal(updates, grads)
 
 
 def test_clipping_before_and_after():

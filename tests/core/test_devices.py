@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import samax
+
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-7)
 
 INPUTS = jax.random.normal(jax.random.key(0), (8, 3))
 TARGETS = jnp.sin(INPUTS).sum(axis=1)
@@ -34,10 +37,6 @@ def groups(number):
     """The batch in equal parts."""
     inputs, targets = (x.reshape(number, -1, *x.shape[1:]) for x in BATCH)
     return list(zip(inputs, targets, strict=True))
-
-
-def assert_close(left, right, rtol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7), left, right)
 
 
 def perturbed_gradient(params, batch):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,18 +47,16 @@ def mean_of_two_groups():
     return jax.tree.map(lambda a, b: 0.5 * (a + b), *halves)
 
 
-def assert_same(left, right):
-    jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
 @pytest.mark.parametrize("name", EVALUATING)
 def test_a_loss_of_the_batch_is_called_with_it(name):
     tx, value = EVALUATING[name], loss_fn(PARAMS, BATCH)
     bound = update(tx, value=value, value_fn=loss_fn, batch=BATCH)
     if name == "m_sharpness":  # which hands each group its part
-        assert_same(bound, mean_of_two_groups())
+        chex.assert_trees_all_equal(bound, mean_of_two_groups())
     else:
-        assert_same(bound, update(tx, value=value, value_fn=lambda p: loss_fn(p, BATCH)))
+        chex.assert_trees_all_equal(
+            bound, update(tx, value=value, value_fn=lambda p: loss_fn(p, BATCH))
+        )
     scaled = update(tx, value=3 * value, value_fn=loss_fn, batch=BATCH, scale=3.0)
     assert np.any(np.abs(scaled["w"] - bound["w"]) > 1e-4)
 
@@ -117,8 +116,8 @@ def test_every_kind_of_function_gets_what_it_names(fn):
 def test_a_default_gives_way_to_what_is_passed_and_stands_otherwise():
     tx, other = samax.sam(0.1), BATCH[:4]
     expected = update(tx, value_fn=lambda params: loss_fn(params, other))
-    assert_same(update(tx, value_fn=defaults, batch=other), expected)
-    assert_same(
+    chex.assert_trees_all_equal(update(tx, value_fn=defaults, batch=other), expected)
+    chex.assert_trees_all_equal(
         update(tx, value_fn=defaults), update(tx, value_fn=lambda params: loss_fn(params, BATCH))
     )
 
@@ -127,7 +126,7 @@ def test_the_contracts_own_words_are_not_the_functions():
     """A function that happens to name its parameters `value` is not handed the clean loss."""
     tx = samax.sam(0.1)
     named = lambda params, value=1.0: loss_fn(params, BATCH, value)
-    assert_same(
+    chex.assert_trees_all_equal(
         update(tx, value=jnp.array(7.0), value_fn=named),
         update(tx, value_fn=lambda params: loss_fn(params, BATCH)),
     )

@@ -1,5 +1,6 @@
 """Not-a-numbers are seen: bad gradients are not perturbed, and what a part breaks shows."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +32,6 @@ STATEFUL = {
 }
 
 
-def assert_same(left, right):
-    jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_bad_gradient_is_not_perturbed_and_moves_no_state(name, bad):
@@ -46,11 +43,11 @@ def test_a_bad_gradient_is_not_perturbed_and_moves_no_state(name, bad):
     direction, after = jax.jit(
         lambda grads, state: tx.update(grads, state, PARAMS, grad_fn=lambda _: broken(bad))
     )(broken(bad), state)
-    assert_same(after, state)
+    chex.assert_trees_all_equal(after, state)
     # The base optimizer sees the gradient at the unperturbed point as it is, whatever the descent.
-    assert_same(direction, broken(bad))
+    chex.assert_trees_all_equal(direction, broken(bad))
     tx.update(broken(bad), state, PARAMS, grad_fn=grad_fn)
-    assert_same(points, [PARAMS])
+    chex.assert_trees_all_equal(points, [PARAMS])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 9])
@@ -79,21 +76,21 @@ def test_a_perturbed_gradient_that_is_not_finite_shows():
     direction, _ = tx.update(
         jax.grad(loss_fn)(PARAMS), tx.init(PARAMS), PARAMS, grad_fn=lambda _: bad
     )
-    assert_same(direction, bad)
+    chex.assert_trees_all_equal(direction, bad)
 
 
 def test_the_universal_class_and_balancing_leave_a_bad_gradient_as_it_is():
     tx = samax.trace_sam(0.1)
     bad = broken(np.inf)
     direction, _ = tx.update(bad, tx.init(PARAMS), PARAMS, value=1.0, value_fn=loss_fn)
-    assert_same(direction, bad)
+    chex.assert_trees_all_equal(direction, bad)
     cores = {"lora_a": jnp.ones((3, 2)), "lora_b": jnp.ones((2, 3))}
     grads = {"lora_a": jnp.ones((3, 2)).at[0, 0].set(np.nan), "lora_b": 2 * jnp.ones((2, 3))}
     base = optax.sgd(0.1)
     for method in (samax.nbar, samax.obar, samax.das):
         tx = method(base, learning_rate=0.1, alpha=1.0, groups=samax.lora_groups)
         updates, _ = tx.update(grads, tx.init(cores), cores)
-        assert_same(updates, base.update(grads, base.init(cores))[0])
+        chex.assert_trees_all_equal(updates, base.update(grads, base.init(cores))[0])
 
 
 def test_a_rule_that_makes_a_nan_of_finite_norms_shows():
@@ -111,7 +108,7 @@ def test_decoupled_hands_a_bad_gradient_to_its_optimizer():
     tx = samax.decoupled_wsam(base, 0.1, rho=0.1)
     bad = broken(np.inf)
     updates, _ = tx.update(bad, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
-    assert_same(updates, base.update(bad, base.init(PARAMS))[0])
+    chex.assert_trees_all_equal(updates, base.update(bad, base.init(PARAMS))[0])
 
 
 def test_apply_if_finite_skips_the_step_and_the_next_one_is_as_if_nothing_had_been():
@@ -121,8 +118,8 @@ def test_apply_if_finite_skips_the_step_and_the_next_one_is_as_if_nothing_had_be
     grads = jax.grad(loss_fn)(PARAMS)
     _, state = tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=loss_fn)
     updates, skipped = tx.update(broken(np.nan), state, PARAMS, grad_fn=lambda _: broken(np.nan))
-    assert_same(updates, jax.tree.map(jnp.zeros_like, PARAMS))
-    assert_same(
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    chex.assert_trees_all_equal(
         tx.update(grads, skipped, PARAMS, value_fn=loss_fn)[0],
         tx.update(grads, state, PARAMS, value_fn=loss_fn)[0],
     )

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,8 @@ import optax
 import pytest
 
 import samax
+
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6)
 
 X = jax.random.normal(jax.random.key(0), (8, 3))
 Y = jnp.sin(X).sum(axis=1)
@@ -32,10 +35,6 @@ def with_aux(params, x, y, *, key):
     kept = jax.random.bernoulli(key, 0.5, x.shape)
     loss = loss_fn(params, x * kept, y)
     return loss, {"kept": kept, "loss": loss}
-
-
-def assert_close(left, right):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), left, right)
 
 
 @pytest.mark.parametrize("transform", [lambda fn: fn, jax.jit])

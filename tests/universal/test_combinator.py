@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ import optax
 import pytest
 
 import samax
+
+assert_trees_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6)
 
 # Random signs compile faster than normal draws, and most tests do not care.
 signs = functools.partial(samax.Sampling, samax.rademacher)
@@ -45,11 +48,6 @@ def run_once(tx, params, state=None, **options):
     program once for each.
     """
     return step(tx, params, tx.init(params) if state is None else state, **options)
-
-
-def assert_trees_close(left, right, rtol=1e-6, atol=0.0):
-    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
-    jax.tree.map(check, left, right)
 
 
 def run_recorded(method, params, **options):
