@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -12,6 +13,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 # Several devices for the tests of sharding; the others use the first. Before JAX starts.
 jax.config.update("jax_num_cpu_devices", 4)
+
+# Most of the time goes into compiling: what was compiled once is kept for the next run.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache/jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # An example's first run compiles, so its time says nothing. Derandomized: a failure on one machine
 # is a failure on every machine.
