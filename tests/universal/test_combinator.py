@@ -358,7 +358,10 @@ class TestNumerics:
         # The perturbed points are rounded, which a small radius does not forgive.
         scale = float(optax.tree.norm(expected))
         assert_trees_close(
-            jax.tree.map(lambda x: x.astype(jnp.float32), updates), expected, rtol=0.0, atol=0.1 * scale
+            jax.tree.map(lambda x: x.astype(jnp.float32), updates),
+            expected,
+            rtol=0.0,
+            atol=0.1 * scale,
         )
 
     @pytest.mark.usefixtures("x64")

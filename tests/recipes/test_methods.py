@@ -39,6 +39,15 @@ every_method = pytest.mark.parametrize(
 )
 
 
+# One method for each shape of descent: none, a weighted sum, a projection, a state, an optimizer.
+SHAPES = ["sam", "wsam", "gsam", "samar", "decoupled_wsam"]
+one_of_each_shape = pytest.mark.parametrize(
+    "make",
+    [decoupled if name == "decoupled_wsam" else functools.partial(build, name) for name in SHAPES],
+    ids=SHAPES,
+)
+
+
 def initial(dtype=jnp.float32, seed=0):
     first, second = jax.random.split(jax.random.key(seed))
     return {
@@ -104,7 +113,7 @@ def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-@every_method
+@one_of_each_shape
 @pytest.mark.usefixtures("x64")
 def test_jit_and_scan_give_the_eager_result(make):
     tx, params = make(0.1, track=True), initial(jnp.float64)
@@ -117,7 +126,7 @@ def test_jit_and_scan_give_the_eager_result(make):
     assert values.shape == (3,)
 
 
-@every_method
+@one_of_each_shape
 @pytest.mark.usefixtures("x64")
 def test_vmap_over_seeds_and_over_rho(make):
     def trained(rho, params):
@@ -136,24 +145,31 @@ def test_structure_and_dtypes_are_constant(make, dtype, request):
     if dtype == jnp.float64:
         request.getfixturevalue("x64")
     tx, params = make(0.1, track=True), initial(dtype)
-    state = tx.init(params)
-    layout = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (params, state))
-    step_fn, carry = jax.jit(functools.partial(train_step, tx)), (params, state)
-    for step in range(4):
-        carry, _ = step_fn(carry, step)
-        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), carry) == layout
-    # The same training in float32 is what the lower precisions approximate.
-    if dtype in (jnp.float16, jnp.bfloat16):
-        wide = train(tx, jax.tree.map(lambda x: x.astype(jnp.float32), params), transform=eager)
-        tolerance = {jnp.float16: 0.02, jnp.bfloat16: 0.15}[dtype]
-        assert_close(carry[0], wide[0], rtol=tolerance, atol=tolerance)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(carry[0]))
+    carry = (params, tx.init(params))
+    after, _ = jax.eval_shape(functools.partial(train_step, tx), carry, 0)
+    layout = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert layout(after) == layout(carry)
 
 
-@every_method
+@one_of_each_shape
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float16, 0.02), (jnp.bfloat16, 0.15)])
+def test_low_precision_approximates_float32(make, dtype, tolerance):
+    tx, params = make(0.1), initial(dtype)
+    trained, _ = train(tx, params)
+    wide, _ = train(tx, jax.tree.map(lambda x: x.astype(jnp.float32), params))
+    assert_close(trained, wide, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.optimized
-@pytest.mark.parametrize("transform", [eager, jax.jit])
-def test_zero_rho_is_the_base_optimizer_bit_for_bit(make, transform):
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [(name, eager) for name in [*METHODS, "decoupled_wsam"]]
+    # What XLA may fuse differs by the shape of the descent, not by the ascent.
+    + [(name, jax.jit) for name in SHAPES],
+)
+def test_zero_rho_is_the_base_optimizer_bit_for_bit(name, transform):
+    make = decoupled if name == "decoupled_wsam" else functools.partial(build, name)
+
     def updates_of(tx):
         @transform
         def step(params, state, number):
