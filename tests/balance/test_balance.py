@@ -117,6 +117,7 @@ class TestTheory:
         assert abs(balance(run(tx))) < 0.7 * abs(balance(plain))
 
 
+@pytest.mark.slow
 class TestToys:
     """METHODS.md 5 over the whole time of its runs, in a tenth of the steps, ten times as large."""
 

@@ -103,6 +103,7 @@ def test_the_explicit_bias():
     assert trace(sam) == pytest.approx(4.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_samars_rate():
     """The running mean of ||g||^2 falls as 1 / sqrt(K) with eta ~ 1 / sqrt(K)."""
     dimension, lengths, seeds = 20, [1_000, 3_000, 10_000, 30_000], 8
