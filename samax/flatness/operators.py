@@ -146,7 +146,6 @@ def gauss_newton_operator(
     Examples:
       >>> import jax.numpy as jnp
       >>> from samax import flatness
-    from samax._core.hyperparameters import Scalar, check_scalar
       >>> product = flatness.gauss_newton_operator(
       ...     lambda w: w**2, lambda y: jnp.sum(y**2) / 2, jnp.array([1.0, 2.0]))
       >>> print(product(jnp.ones(2)))

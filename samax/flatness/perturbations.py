@@ -78,7 +78,6 @@ def worst_case_sharpness(
     Examples:
       >>> import jax.numpy as jnp
       >>> from samax import flatness
-    from samax._core.hyperparameters import Scalar, check_scalar
       >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * w**2)
       >>> sharpness = flatness.worst_case_sharpness(loss, jnp.array([0.0, 1e-3]), rho=1.0)
       >>> print(f"{sharpness:.3f}")  # 4 rho^2 / 2, and 0.004 for the slope

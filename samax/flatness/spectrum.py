@@ -85,7 +85,6 @@ def top_eigenpairs(
     Examples:
       >>> import jax.numpy as jnp
       >>> from samax import flatness
-    from samax._core.hyperparameters import Scalar, check_scalar
       >>> product = flatness.hessian_operator(lambda w: w @ w + w[0] ** 2, jnp.ones(5))
       >>> pairs = flatness.top_eigenpairs(product, jnp.ones(5))
       >>> print(f"{pairs.values[0]:.3f}")
