@@ -4,8 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import balance_toys, balance_toys_report
-from benchmarks.balance_toys_problems import (
+from benchmarks.balance_toys import __main__ as balance_toys
+from benchmarks.balance_toys import report as balance_toys_report
+from benchmarks.models.toys import (
     float64,
     nop,
     op,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cifar
-from benchmarks.experiment import Comparison
-from benchmarks.records import read_record, read_records
-from benchmarks.training import Trainer
+from benchmarks.cifar import __main__ as cifar
+from benchmarks.core.classification.experiment import Comparison
+from benchmarks.core.records import read_record, read_records
+from benchmarks.core.training import Trainer
 
-ROOT = Path(cifar.__file__).parents[1]
+ROOT = Path(cifar.__file__).parents[2]
 TINY = ["--train-images=64", "--test-images=40", "--width=0.25", "--batch-size=32", "--seeds=1"]
 TIMES = ("wall_seconds", "compute_seconds")
 DEADLINE = 400  # seconds; against a hang, however busy the machine

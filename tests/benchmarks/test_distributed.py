@@ -14,11 +14,12 @@ import optax
 import pytest
 
 import samax
-from benchmarks import cifar, distributed
-from benchmarks.distributed import Cluster, DistributedTrainer
-from benchmarks.experiment import Comparison, build_model, make_recipe
-from benchmarks.records import read_record
-from benchmarks.training import Trainer
+from benchmarks.cifar import __main__ as cifar
+from benchmarks.core import distributed
+from benchmarks.core.classification.experiment import Comparison, build_model, make_recipe
+from benchmarks.core.distributed import Cluster, DistributedTrainer
+from benchmarks.core.records import read_record
+from benchmarks.core.training import Trainer
 from tests.benchmarks.test_cifar import DEADLINE, ROOT, numbers
 
 # One step an epoch: float32 and ReLU let runs that differ in the order of sums part soon after.

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import samax
-from benchmarks import lora_methods
-from benchmarks.lora_training import Batch, Trainer, batch_indices, imbalance
+from benchmarks.lora import methods as lora_methods
+from benchmarks.lora.training import Batch, Trainer, batch_indices, imbalance
 from benchmarks.models.lora import TRAINED, SentenceClassifier, adapt, is_adapter, kaiming_uniform
 from tests.benchmarks.tiny_bert import encoder
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks import lora, lora_report, lora_tuning
+from benchmarks.core.records import read_record, read_records
 from benchmarks.data import text
-from benchmarks.lora_training import Trainer
+from benchmarks.lora import __main__ as lora
+from benchmarks.lora import report as lora_report
+from benchmarks.lora import tuning as lora_tuning
+from benchmarks.lora.training import Trainer
 from benchmarks.models import bert
-from benchmarks.records import read_record, read_records
 from tests.benchmarks.tiny_bert import encoder, save, save_task, save_tokenizer
 
 pytestmark = pytest.mark.quick

@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from benchmarks import report
-from benchmarks.experiment import final_metrics
-from benchmarks.records import FORMAT, read_record, write_record
+from benchmarks.core.classification import report
+from benchmarks.core.classification.experiment import final_metrics
+from benchmarks.core.records import FORMAT, read_record, write_record
 
 SEEDS = (0, 1, 2)
 EPOCHS = 12

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from benchmarks import cifar, sharpness, sharpness_report
-from benchmarks.records import read_record, read_records, write_record
-from benchmarks.sharpness_measures import Budget, Model, measure
+from benchmarks.cifar import __main__ as cifar
+from benchmarks.core.records import read_record, read_records, write_record
+from benchmarks.sharpness import __main__ as sharpness
+from benchmarks.sharpness import report as sharpness_report
+from benchmarks.sharpness.measures import Budget, Model, measure
 
 pytestmark = pytest.mark.quick
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import models, step_time, step_time_report
-from benchmarks.step_time_problems import BALANCING, DESCRIPTIONS, RHO, pytree, training
-from benchmarks.timing import compile_program, interleave, spread
+from benchmarks import models
+from benchmarks.core.timing import compile_program, interleave, spread
+from benchmarks.step_time import __main__ as step_time
+from benchmarks.step_time import report as step_time_report
+from benchmarks.step_time.problems import BALANCING, DESCRIPTIONS, RHO, pytree, training
 
 
 def _ratio(median, low=None, high=None):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorly
 
-from benchmarks import tensor_completion as completion
+from benchmarks.tensor_completion import __main__ as completion
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -5,9 +5,11 @@ import json
 import jax
 import pytest
 
-from benchmarks import cifar, tensorized, tensorized_report
-from benchmarks.records import FORMAT, read_record, write_record
-from benchmarks.training import Trainer
+from benchmarks.cifar import __main__ as cifar
+from benchmarks.core.records import FORMAT, read_record, write_record
+from benchmarks.core.training import Trainer
+from benchmarks.tensorized import __main__ as tensorized
+from benchmarks.tensorized import report as tensorized_report
 
 TINY = ["--train-images=64", "--test-images=40", "--width=0.25", "--batch-size=32", "--seeds=1"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import theory
-from benchmarks.balance_toys_problems import float64
-from benchmarks.claims import (
+from benchmarks.models.toys import float64
+from benchmarks.theory import __main__ as theory
+from benchmarks.theory.claims import (
     balancedness,
     deviation,
     neuron,
@@ -16,7 +16,7 @@ from benchmarks.claims import (
     thresholds,
     universal_problems,
 )
-from benchmarks.claims.common import (
+from benchmarks.theory.common import (
     Claim,
     Findings,
     as_json,

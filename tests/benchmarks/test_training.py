@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import samax
-from benchmarks.methods import METHODS, parse_method, parse_methods
-from benchmarks.training import Recipe, Trainer
+from benchmarks.core.methods import METHODS, parse_method, parse_methods
+from benchmarks.core.training import Recipe, Trainer
 
 CLASSES = 6
 COUNT = 40

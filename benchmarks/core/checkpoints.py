@@ -1,0 +1,97 @@
+"""A run's checkpoints: its state and history, saved by Orbax each epoch, and the trained model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from benchmarks.core.records import check_config
+
+
+class Checkpoints:
+    """Checkpoints of one run in one folder.
+
+    Orbax writes a checkpoint aside and renames it, so a run that is killed at any moment finds
+    the last complete one.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        """Opens the folder, creating it if it is missing.
+
+        Args:
+            folder: This run's own.
+            config: The run's configuration; a checkpoint of another one is refused.
+        """
+        self._folder = folder
+        self._config = config
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, epoch: int, state: Any, history: dict[str, Any]) -> None:
+        """Saves the state after `epoch` epochs and the run's history until then."""
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.tree.leaves(state)),
+            run=ocp.args.JsonSave({"config": self._config, "history": history}),
+        )
+        self._manager.save(epoch, args=arguments)
+
+    def restore(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Returns the last saved state and history, or None where nothing was saved.
+
+        Args:
+            state: A state of this run's structure, shapes and dtypes; its values are not used.
+
+        Raises:
+            ValueError: The checkpoint belongs to another configuration.
+        """
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        run = self._manager.restore(epoch, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+        check_config(run["run"]["config"], self._config, self._folder)
+        leaves, structure = jax.tree.flatten(state)
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
+        saved = self._manager.restore(
+            epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        )
+        return jax.tree.unflatten(structure, saved["state"]), run["run"]["history"]
+
+    def close(self) -> None:
+        """Releases Orbax's resources."""
+        self._manager.close()
+
+    def delete(self) -> None:
+        """Removes the folder, once the run is recorded."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def save_model(folder: Path, model: Any) -> None:
+    """Saves a trained model's arrays, aside and renamed; an earlier model there is replaced."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), jax.tree.leaves(model), force=True)
+
+
+def restore_model(folder: Path, model: Any) -> Any:
+    """Returns the model that `save_model` saved.
+
+    Args:
+        folder: Where it was saved.
+        model: A model of its structure, shapes and dtypes; the values are not used.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{folder} does not exist: the run was recorded without its trained model. "
+            "Repeat it: delete its record, then repeat the command that made it."
+        )
+    leaves, structure = jax.tree.flatten(model)
+    template = jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(folder.absolute(), template)
+    return jax.tree.unflatten(structure, saved)

@@ -1,0 +1,73 @@
+"""How all figures look, and what several of them draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+Colours = dict[str, str]
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; SGD is the grey reference.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#6A3D9A")
+STYLE: Any = {
+    "figure.dpi": 130,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def draw_seeds(axis: Axes, row: int, values: np.ndarray, colour: str, number: str = ".2f") -> None:
+    """Draws a method's row: a dot a seed, and mean and standard deviation with the mean's value."""
+    axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
+    error = values.std(ddof=1) if len(values) > 1 else 0
+    axis.errorbar(values.mean(), row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
+    axis.annotate(
+        f"{values.mean():{number}}",
+        (values.mean(), row),
+        xytext=(0, 8),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8.5,
+        color=colour,
+    )
+
+
+def band(axis: Axes, x: ArrayLike, values: np.ndarray, method: str, colour: str) -> None:
+    """Draws the mean over seeds (the first axis) with a band of one standard deviation."""
+    mean = values.mean(0)
+    reference = method.startswith("sgd")
+    axis.plot(
+        x,
+        mean,
+        color=colour,
+        label=method,
+        lw=1.8,
+        ls="--" if "@" in method else "-",
+        zorder=3 if reference else 2,
+    )
+    if len(values) > 1:
+        deviation = values.std(0, ddof=1)
+        axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.12, lw=0)
+
+
+def palette(methods: Iterable[str]) -> Colours:
+    """Returns a colour for each method, the same in every figure."""
+    labels = list(methods)
+    others = [label for label in labels if not label.startswith("sgd")]
+    colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
+    return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in labels}
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """Puts the legend of an axis beside the figure."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")

@@ -1,0 +1,241 @@
+"""What `benchmarks.step_time` runs: three kinds of step, each with every way to make it a SAM step.
+
+A method is an `update` that takes the gradients, the state, the parameters and the means to
+evaluate the gradient elsewhere; a problem puts it into a step. In the training problems the step is
+all of training: both gradients of a network with batch normalization, the statistics of the clean
+pass, the base optimizer. In the pytree problems it is the transformation alone: the loss is
+``||w||^2 / 2``, whose gradient at any point is the point itself, so that the second gradient costs
+nothing and what remains is the transformation's overhead, to be held against AdamW's update.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from benchmarks import models
+from benchmarks.core.methods import METHODS, parse_method
+
+RHO = 0.05
+BALANCING = tuple(name for name, method in METHODS.items() if method.balances)
+# Those that sample need losses, which a pytree of gradients has none of, and as many as one likes.
+SAMAX_METHODS = tuple(
+    name
+    for name, method in METHODS.items()
+    if name not in ("sgd", *BALANCING) and "num_samples" not in method.defaults
+)
+
+DESCRIPTIONS = {
+    "base": "the base optimizer alone",
+    "limit": "two gradients and the base optimizer's update, written by hand",
+    "sam": "samax.sam",
+    "sam_quarter": "samax.sam, the clean gradient from a quarter of the batch",
+    **{name: f"samax.{name}" for name in SAMAX_METHODS if name != "sam"},
+    "optax_opaque": "optax.contrib.sam, the second gradient inside `update`",
+    "optax_transparent": "optax.contrib.sam, two calls a step",
+    **{
+        name: f"samax.{name} around the base optimizer, on tensorized networks"
+        for name in BALANCING
+    },
+}
+
+_CLEAN_SHARE = {"sam_quarter": 4}
+_FEATURES = 16
+
+GradFn = Callable[[optax.Params], optax.Updates]
+
+
+class Optimizer(NamedTuple):
+    """A method: `update(grads, state, params, grad_fn, evaluation) -> (updates, state)`.
+
+    `evaluation` holds what `samax` takes; the others take `grad_fn`.
+    """
+
+    init: Callable[[optax.Params], Any]
+    update: Callable[..., tuple[optax.Updates, Any]]
+
+
+class Step(NamedTuple):
+    """A step as a function `(carry, *inputs) -> (carry, output)`, called `calls` times."""
+
+    function: Callable
+    carry: Any
+    inputs: tuple[Any, ...]
+    calls: int = 1
+
+
+class Problem(NamedTuple):
+    """A problem to time the methods on.
+
+    Attributes:
+        title: What is computed, for tables and figures.
+        methods: The methods that it makes sense for.
+        default_methods: Those measured unless others are asked for.
+        rounds: With the default methods, how many rounds fit into minutes on two cores.
+        params: The parameters.
+        build: Makes the step of a method.
+        compiled: Whether the step is one program; otherwise its operations are dispatched singly.
+    """
+
+    title: str
+    methods: tuple[str, ...]
+    default_methods: tuple[str, ...]
+    rounds: int
+    params: optax.Params
+    build: Callable[[str], Step]
+    compiled: bool = True
+
+
+def optimizer(method: str, base: optax.GradientTransformation) -> Optimizer:
+    """Returns a method before a base optimizer, all behind one signature."""
+    if method in ("optax_opaque", "optax_transparent"):
+        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+        tx = optax.contrib.sam(base, ascent, opaque_mode=method == "optax_opaque")
+        return Optimizer(
+            tx.init,
+            lambda grads, state, params, grad_fn, evaluation: tx.update(
+                grads, state, params, grad_fn=lambda point, step: grad_fn(point)
+            ),
+        )
+    if method == "limit":
+        return Optimizer(base.init, functools.partial(_by_hand, base))
+    if method == "base":
+        return Optimizer(
+            base.init, lambda grads, state, params, *_: base.update(grads, state, params)
+        )
+    name = method.removesuffix("_quarter")
+    tx = optax.chain(METHODS[name].factory(**METHODS[name].defaults), base)
+    return Optimizer(
+        tx.init,
+        lambda grads, state, params, grad_fn, evaluation: tx.update(
+            grads, state, params, **evaluation
+        ),
+    )
+
+
+def _by_hand(
+    base: optax.GradientTransformation,
+    grads: optax.Updates,
+    state: Any,
+    params: optax.Params,
+    grad_fn: GradFn,
+    evaluation: Mapping[str, Any],
+) -> tuple[optax.Updates, Any]:
+    """What SAM cannot do without, and nothing else: no check, no guard against a zero norm."""
+    del evaluation
+    scale = RHO / optax.tree.norm(grads)
+    point = jax.tree.map(lambda w, g: w + scale * g, params, grads)
+    return base.update(grad_fn(point), state, params)
+
+
+def training(
+    name: str, batch_size: int, rounds: int, default_methods: tuple[str, ...] = tuple(DESCRIPTIONS)
+) -> Problem:
+    """A training step of a classifier on random 32x32x3 images, with SGD and weight decay."""
+    model = models.build(name, num_classes=10, rngs=nnx.Rngs(0))
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, model_state = states
+    image_key, label_key = jax.random.split(jax.random.key(1))
+    images = jax.random.normal(image_key, (batch_size, 32, 32, 3))
+    labels = jax.random.randint(label_key, (batch_size,), 0, 10)
+    learning_rate = 0.01
+    base = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(learning_rate, momentum=0.9))
+    tensorized = name in models.TENSORIZED
+
+    def loss_fn(
+        params: nnx.State, model_state: nnx.State, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
+        model = nnx.merge(graph, params, model_state, copy=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+        return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
+
+    def build(method: str) -> Step:
+        if method in BALANCING:
+            tx = parse_method(method).optimizer(
+                base, learning_rate=learning_rate, steps=1000, groups=models.CORE_GROUPS
+            )
+            tx = optimizer("base", tx)
+        else:
+            tx = optimizer(method, base)
+        clean_size = batch_size // _CLEAN_SHARE.get(method, 1)
+
+        def step(carry: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
+            params, model_state, opt_state = carry
+
+            def value_fn(params: nnx.State) -> jax.Array:
+                return loss_fn(params, model_state, images, labels)[0]
+
+            (value, new_model_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                params, model_state, images[:clean_size], labels[:clean_size]
+            )
+            updates, opt_state = tx.update(
+                grads,
+                opt_state,
+                params,
+                jax.grad(value_fn),
+                {"value": value, "value_fn": value_fn},
+            )
+            params = optax.apply_updates(params, updates)
+            return (params, new_model_state, opt_state), value
+
+        carry = _copied((params, model_state, tx.init(params)))
+        return Step(step, carry, (images, labels), calls=_calls(method))
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    title = f"{name}, {count / 1e6:.2g} M parameters, batch {batch_size}, 32x32x3 (base: SGD)"
+    methods = tuple(name for name in DESCRIPTIONS if tensorized or name not in BALANCING)
+    return Problem(title, methods, default_methods, rounds, params, build)
+
+
+def pytree(leaves: int, rounds: int, *, compiled: bool) -> Problem:
+    """The update alone on many small leaves, where a gradient evaluation costs nothing."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    params, grads = (
+        {f"w{index}": row for index, row in enumerate(jax.random.normal(key, (leaves, _FEATURES)))}
+        for key in keys
+    )
+
+    def build(method: str) -> Step:
+        tx = optimizer(method, optax.adamw(1e-3) if method == "base" else optax.identity())
+
+        def step(state: Any, grads: Any, params: Any) -> tuple[Any, optax.Updates]:
+            # The perturbed point comes out as the update: it is computed and written in full.
+            updates, state = tx.update(grads, state, params, _identity, {"grad_fn": _identity})
+            return state, updates
+
+        def transparent_step(carry: Any, grads: Any) -> tuple[Any, tuple[()]]:
+            params, state = carry
+            updates, state = tx.update(grads, state, params, _identity, {})
+            return (optax.apply_updates(params, updates), state), ()
+
+        state = tx.init(params)
+        if method == "optax_transparent":  # its caller applies the perturbation to the parameters
+            return Step(transparent_step, _copied((params, state)), (grads,), _calls(method))
+        return Step(step, _copied(state), (grads, params))
+
+    methods = tuple(name for name in DESCRIPTIONS if name not in (*_CLEAN_SHARE, *BALANCING))
+    # Not compiled, an update takes seconds.
+    default_methods = methods if compiled else ("base", "limit", "sam", "optax_opaque")
+    how = "compiled" if compiled else "not compiled"
+    title = f"{leaves:,} leaves of {_FEATURES}, {how}, the update alone (base: AdamW)"
+    return Problem(title, methods, default_methods, rounds, params, build, compiled)
+
+
+def _identity(params: optax.Params) -> optax.Updates:
+    """The gradient of ``||params||^2 / 2``."""
+    return params
+
+
+def _calls(method: str) -> int:
+    return 2 if method == "optax_transparent" else 1
+
+
+def _copied(tree: Any) -> Any:
+    """The same arrays in buffers of their own, since each step donates its carry."""
+    return jax.tree.map(jnp.copy, tree)
