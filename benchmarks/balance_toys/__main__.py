@@ -11,79 +11,62 @@ to `--out`. A minute or two on one core.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from benchmarks.balance_toys import report
-from benchmarks.models.toys import Toy, Trajectory, toys, trajectories
+from benchmarks.balance_toys import figures, report
+from benchmarks.balance_toys.experiment import EVERY, curves, make_record, run
+from benchmarks.core import command, frames, records
+from benchmarks.core.command import Command
+from benchmarks.models.toys import toys
 
-EVERY = 100  # steps between two records
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.balance_toys",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--toys", nargs="+", choices=list(toys()), default=list(toys()), help="default: all")
-    add("--steps", type=_steps, help=f"a multiple of {EVERY}; default: each toy's own")
-    add("--seeds", type=_positive, default=8, help="runs at each noise level; default: %(default)s")
-    add(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results/balance_toys"),
-        help="the results' folder; default: %(default)s",
-    )
-    return parser.parse_args(argv)
+Name = Literal["nop", "op", "tucker_large_core", "tucker_small_core"]
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of 1 or more")
-    return int(text)
+@dataclasses.dataclass(frozen=True)
+class Configuration(Command):
+    """Which toys, and how long.
+
+    Attributes:
+        toys: Which toys.
+        steps: A multiple of 100; by default each toy's own.
+        seeds: Runs at each noise level.
+        out: The results' folder.
+    """
+
+    toys: tuple[Name, ...] = ("nop", "op", "tucker_large_core", "tucker_small_core")
+    steps: int | None = None
+    seeds: int = 8
+    out: Path = Path("benchmarks/results/balance_toys")
+
+    def check(self) -> None:
+        """Raises a `ValueError` that names an argument which is out of its range."""
+        self.at_least(1, "seeds", "steps")
+        if self.steps is not None and self.steps % EVERY:
+            raise ValueError(f"--steps must be a multiple of {EVERY}, got {self.steps}.")
 
 
-def _steps(text: str) -> int:
-    if not text.isdigit() or int(text) < 1 or int(text) % EVERY:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a positive multiple of {EVERY}")
-    return int(text)
-
-
-def run(toy: Toy, name: str, seeds: int) -> dict[str, Trajectory]:
-    """Runs all methods of a toy, with a line about each on standard error."""
-    found = {}
-    for method in toy.methods:
-        start = time.perf_counter()
-        found[method] = trajectories(toy, method, seeds, EVERY)
-        ends = found[method].imbalance[:, :, -1].mean(1)
-        at_levels = ", ".join(
-            f"{end:.3g} (a = {level:g})" for level, end in zip(toy.levels, ends, strict=True)
-        )
-        symbol = "|B|" if len(toy.start) == 2 else "Q"
-        seconds = time.perf_counter() - start
-        print(f"{name}  {method:4}  {symbol} {at_levels}  {seconds:.1f} s", file=sys.stderr)
-    return found
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    arguments = parse_arguments(argv)
+def measure(arguments: Configuration) -> None:
+    """Runs all methods of the toys, writes what was found and prints the tables."""
     chosen = {
         name: toy._replace(steps=arguments.steps or toy.steps)
         for name, toy in toys().items()
         if name in arguments.toys
     }
     results = {name: run(toy, name, arguments.seeds) for name, toy in chosen.items()}
-    settings = {"seeds": arguments.seeds, "every": EVERY}
-    print(report.write(arguments.out, chosen, results, settings))
-    print(f"Results and figures: {arguments.out}")
-    return 0
+    folder = arguments.out
+    records.write_record(folder / "results.json", make_record(chosen, results, arguments.seeds))
+    frames.write(folder, {"curves.csv": frames.csv(curves(chosen, results))})
+    print(report.write(folder))
+    figures.write(folder, chosen, results, EVERY)
+    print(f"Results and figures: {folder}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return command.run(Configuration, measure, "benchmarks.balance_toys", argv, "Nothing")
 
 
 if __name__ == "__main__":

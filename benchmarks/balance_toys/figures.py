@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.core.plotting import STYLE, save
 from benchmarks.models.toys import Toy, Trajectory
 
 # Okabe and Ito's colours; dashes tell apart what lies on top of one another.
@@ -21,28 +22,27 @@ _LINES: dict[str, dict[str, Any]] = {
     "oBAR": {"color": "#009E73", "ls": "--"},
     "DAS": {"color": "#D55E00", "ls": (0, (4, 1.5, 1, 1.5))},
 }
-_STYLE: Any = {
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
 _FLOOR = 3e-4  # the lowest distance that is drawn
 
 
-def write(path: Path, toy: Toy, runs: Mapping[str, Trajectory], every: int) -> None:
-    """Draws a toy's runs, as the papers' Figure 1 does.
+def write(
+    folder: Path,
+    toys: Mapping[str, Toy],
+    results: Mapping[str, Mapping[str, Trajectory]],
+    every: int,
+) -> None:
+    """Draws each toy's runs, as the papers' Figure 1 does.
 
     Args:
-        path: The PNG file.
-        toy: The problem.
-        runs: What was measured, by method.
+        folder: Where the PNG files go.
+        toys: The problems, by name.
+        results: What was measured, by toy and method.
         every: The steps between two records.
     """
-    with mpl.rc_context(_STYLE):
-        _figure(toy, runs, every).savefig(path, dpi=120, facecolor="white")
+    drawings = {
+        name: functools.partial(_figure, toys[name], runs, every) for name, runs in results.items()
+    }
+    save(folder, drawings, style=STYLE | {"font.size": 9.5}, dpi=120)
 
 
 def _figure(toy: Toy, runs: Mapping[str, Trajectory], every: int) -> Figure:

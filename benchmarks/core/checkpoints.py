@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,16 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def save(self, epoch: int, state: Any, history: dict[str, Any]) -> None:
-        """Saves the state after `epoch` epochs and the run's history until then."""
+    def save(self, part: int, state: Any, history: dict[str, Any]) -> None:
+        """Saves the state after `part` parts and the run's history until then."""
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.leaves(state)),
             run=ocp.args.JsonSave({"config": self._config, "history": history}),
         )
-        self._manager.save(epoch, args=arguments)
+        self._manager.save(part, args=arguments)
 
-    def restore(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Returns the last saved state and history, or None where nothing was saved.
+    def restore(self, state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Returns the last saved part, state and history, or None where nothing was saved.
 
         Args:
             state: A state of this run's structure, shapes and dtypes; its values are not used.
@@ -48,17 +49,18 @@ class Checkpoints:
         Raises:
             ValueError: The checkpoint belongs to another configuration.
         """
-        epoch = self._manager.latest_step()
-        if epoch is None:
+        part = self._manager.latest_step()
+        if part is None:
             return None
-        run = self._manager.restore(epoch, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
+        run = self._manager.restore(part, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
         check_config(run["run"]["config"], self._config, self._folder)
-        leaves, structure = jax.tree.flatten(state)
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
-        saved = self._manager.restore(
-            epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        restored = _restored(
+            state,
+            lambda leaves: self._manager.restore(
+                part, args=ocp.args.Composite(state=ocp.args.StandardRestore(leaves))
+            )["state"],
         )
-        return jax.tree.unflatten(structure, saved["state"]), run["run"]["history"]
+        return part, restored, run["run"]["history"]
 
     def close(self) -> None:
         """Releases Orbax's resources."""
@@ -90,8 +92,11 @@ def restore_model(folder: Path, model: Any) -> Any:
             f"{folder} does not exist: the run was recorded without its trained model. "
             "Repeat it: delete its record, then repeat the command that made it."
         )
-    leaves, structure = jax.tree.flatten(model)
-    template = jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.restore(folder.absolute(), template)
-    return jax.tree.unflatten(structure, saved)
+        return _restored(model, lambda leaves: checkpointer.restore(folder.absolute(), leaves))
+
+
+def _restored(like: Any, restore: Callable[[Any], Any]) -> Any:
+    """Restores a pytree's leaves, of which the shapes and dtypes alone are used."""
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, restore([*map(ocp.utils.to_shape_dtype_struct, leaves)]))

@@ -2,18 +2,21 @@
 
 A method is written as ``name[:key=value...][@factor]``: ``sam``, ``sam:rho=0.1``, ``sgd@2``. The
 factor multiplies the epochs, so that ``sgd@2`` is SGD given the number of gradients that SAM uses.
+A new method is a row of `METHODS`; an experiment with other defaults takes its rows by `select`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
 
 import samax
 from samax._balance.groups import Groups
+
+Table = Mapping[str, "Method"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Method:
         gradients: Gradient evaluations a step.
         balances: Whether it scales the cores of a tensorized model; its `alpha` then decays
             linearly to 0 over the training.
+        search: The span of each hyper-parameter that tuning searches.
     """
 
     factory: Callable[..., optax.GradientTransformation]
@@ -35,6 +39,7 @@ class Method:
     source: str
     gradients: int = 2
     balances: bool = False
+    search: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 METHODS: dict[str, Method] = {
@@ -43,9 +48,7 @@ METHODS: dict[str, Method] = {
     "usam": Method(samax.usam, {"rho": 0.05}, "SAM's rho: the two agree where the norm is 1"),
     "asam": Method(samax.asam, {"rho": 0.5, "t0": 0.01}, "arXiv 2102.11600, CIFAR-10"),
     "vasso": Method(
-        samax.vasso,
-        {"rho": 0.05, "theta": 0.4},
-        "rho as SAM's; theta chosen here, 1 is SAM",
+        samax.vasso, {"rho": 0.05, "theta": 0.4}, "rho as SAM's; theta chosen here, 1 is SAM"
     ),
     "wsam": Method(samax.wsam, {"rho": 0.05, "gamma": 0.9}, "the authors' released defaults"),
     "gsam": Method(samax.gsam, {"rho": 0.05, "alpha": 0.2}, "the authors' CIFAR-10 example"),
@@ -71,6 +74,22 @@ METHODS: dict[str, Method] = {
     "nbar": Method(samax.nbar, {"alpha": 1.0}, "arXiv 2410.14802, LoRA: of 0.5, 1, 2", 1, True),
     "obar": Method(samax.obar, {"alpha": 1.0}, "arXiv 2410.14802, LoRA: of 0.5, 1, 2", 1, True),
 }
+BALANCING = tuple(name for name, method in METHODS.items() if method.balances)
+
+
+def select(name: str, defaults: Mapping[str, float], source: str, **changes: Any) -> Method:
+    """Returns a row of the table with other defaults, and whatever else an experiment changes."""
+    return dataclasses.replace(METHODS[name], defaults=defaults, source=source, **changes)
+
+
+def sam_of(mask: Callable[[Any], Any]) -> Callable[..., optax.GradientTransformation]:
+    """Returns the factory of SAM that perturbs the parameters of a mask alone."""
+
+    def sam(rho: float, **options: Any) -> optax.GradientTransformation:
+        ascent = optax.chain(samax.normalize(), samax.scale_by_rho(rho))
+        return samax.sharpness_aware(samax.perturb_only(ascent, mask), **options)
+
+    return sam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +98,7 @@ class MethodSpec:
 
     label: str
     name: str
+    method: Method
     hyperparameters: dict[str, float]
     epoch_factor: int = 1
 
@@ -86,16 +106,18 @@ class MethodSpec:
     def gradients(self) -> float:
         """Gradient evaluations a step, by which remaining time is estimated."""
         samples = self.hyperparameters.get("num_samples")
-        return METHODS[self.name].gradients if samples is None else samples + 1
+        return self.method.gradients if samples is None else samples + 1
 
     def optimizer(
         self,
         base: optax.GradientTransformation,
         *,
-        learning_rate: optax.ScalarOrSchedule,
-        steps: int,
-        groups: Groups | None,
-    ) -> optax.GradientTransformation:
+        learning_rate: optax.ScalarOrSchedule = 0.0,
+        steps: int = 1,
+        groups: Groups | None = None,
+        track: bool = True,
+        alpha_scale: float = 1.0,
+    ) -> optax.GradientTransformationExtraArgs:
         """Returns the method with its base optimizer.
 
         Args:
@@ -103,34 +125,39 @@ class MethodSpec:
             learning_rate: The base optimizer's, as a number or a schedule.
             steps: The steps of the whole training.
             groups: The model's cores; None if it has none.
+            track: Whether the state keeps the scalars of sharpness-aware methods.
+            alpha_scale: Multiplies the `alpha` of balancing methods.
 
         Raises:
             ValueError: A hyper-parameter has an unknown name or an invalid value, or a method that
                 balances cores finds none.
         """
-        method = METHODS[self.name]
         settings: dict[str, Any] = dict(self.hyperparameters)
         try:
-            if method.balances:
+            if self.method.balances:
                 if groups is None:
                     raise ValueError(
                         "it balances the cores of tensorized layers, and the model has none; "
                         "choose a tensorized model, such as --model tr-resnet20"
                     )
-                alpha = optax.linear_schedule(settings.pop("alpha"), 0.0, steps)
+                alpha = optax.linear_schedule(alpha_scale * settings.pop("alpha"), 0.0, steps)
                 wrap = {"learning_rate": learning_rate, "alpha": alpha, "groups": groups}
-                return method.factory(base, **wrap, **settings)
-            track = {} if self.name == "sgd" else {"track": True}
-            return optax.chain(method.factory(**settings, **track), base)
+                return self.method.factory(base, **wrap, **settings)
+            if track and self.method.gradients > 1:
+                settings["track"] = True
+            method = self.method.factory(**settings)
+            return optax.with_extra_args_support(optax.chain(method, base))
         except (TypeError, ValueError) as error:
             raise ValueError(f"Method {self.label!r} cannot be built: {error}") from error
 
 
-def parse_method(text: str) -> MethodSpec:
+def parse_method(text: str, table: Table = METHODS) -> MethodSpec:
     """Reads one method in the notation ``name[:key=value...][@factor]``.
 
     Args:
-        text: For example ``"sam"``, ``"vasso:rho=0.1:theta=0.2"`` or ``"sgd@2"``.
+        text: For example ``"sam"``, ``"vasso:rho=0.1:theta=0.2"`` or ``"sgd@2"``; whole numbers
+            stay so.
+        table: The methods to choose from.
 
     Returns:
         The method, whose label is ``text`` without spaces.
@@ -141,40 +168,32 @@ def parse_method(text: str) -> MethodSpec:
     label = "".join(text.split())
     body, _, factor = label.partition("@")
     name, *settings = body.split(":")
-    if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}; the methods are {', '.join(METHODS)}.")
+    if name not in table:
+        raise ValueError(f"Unknown method {name!r}; the methods are {', '.join(table)}.")
     if factor and (not factor.isdigit() or int(factor) < 1):
         raise ValueError(f"Method {label!r}: '@{factor}' must be '@' and a whole number above 0.")
-    hyperparameters = {**METHODS[name].defaults, **parse_settings(label, settings)}
-    return MethodSpec(label, name, hyperparameters, int(factor or 1))
-
-
-def parse_settings(label: str, settings: list[str]) -> dict[str, float]:
-    """Reads the settings ``key=value`` of the method written as `label`; whole numbers stay so.
-
-    Raises:
-        ValueError: One of them has no number.
-    """
-    found = {}
+    hyperparameters = dict(table[name].defaults)
     for setting in settings:
         key, _, value = setting.partition("=")
         try:
-            found[key] = int(value) if value.isdecimal() else float(value)
+            hyperparameters[key] = int(value) if value.isdecimal() else float(value)
         except ValueError:
             raise ValueError(
                 f"Method {label!r}: {setting!r} must be key=number, as in sam:rho=0.1."
             ) from None
-    return found
+    return MethodSpec(label, name, table[name], hyperparameters, int(factor or 1))
 
 
-def parse_methods(text: str) -> list[MethodSpec]:
-    """Reads a comma-separated list of methods, in the order given.
+def parse_methods(texts: Iterable[str], table: Table = METHODS) -> list[MethodSpec]:
+    """Reads methods, in the order given.
 
     Raises:
         ValueError: As `parse_method`; also for an empty list or a method named twice.
     """
-    specs = [parse_method(part) for part in text.split(",") if part.strip()]
+    specs = [parse_method(text, table) for text in texts]
     labels = [spec.label for spec in specs]
     if not specs or len(set(labels)) < len(labels):
-        raise ValueError(f"--methods {text!r} must name at least one method, and none twice.")
+        raise ValueError(
+            f"--methods {','.join(labels)!r} must name at least one method, and none twice."
+        )
     return specs

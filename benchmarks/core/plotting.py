@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -71,3 +73,29 @@ def legend(figure: Figure, axis: Axes) -> None:
     """Puts the legend of an axis beside the figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
+
+
+def save(
+    folder: Path,
+    drawings: Mapping[str, Callable[[], Figure]],
+    title: str = "",
+    style: Mapping[Any, Any] = STYLE,
+    **options: Any,
+) -> None:
+    """Draws figures and writes their PNG files.
+
+    Args:
+        folder: Created if missing.
+        drawings: What draws each, by the file's name.
+        title: Over every figure.
+        style: Matplotlib's settings.
+        **options: Of `Figure.savefig`; without any, margins are cut off.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(dict(style)):
+        for name, draw in drawings.items():
+            figure = draw()
+            if title:
+                figure.suptitle(title, fontsize=10)
+            options = options or {"bbox_inches": "tight"}
+            figure.savefig(folder / f"{name}.png", facecolor="white", **options)

@@ -82,7 +82,13 @@ def read_comparison(folder: Path) -> list[Record]:
     return records
 
 
-def by_seed(records: Iterable[Record], order: Callable[[Record], Any]) -> Runs:
+def check_folder(folder: Path, shared: dict[str, Any]) -> None:
+    """Raises a `ValueError` if a folder holds records of another comparison."""
+    for path, record in read_records(folder).items():
+        check_config(shared_config(record["config"]), json.loads(json.dumps(shared)), path)
+
+
+def group(records: Iterable[Record], order: Callable[[Record], Any]) -> Runs:
     """Groups records by method and seed, sorted by `order`."""
     runs: Runs = {}
     for record in sorted(records, key=order):
@@ -106,7 +112,7 @@ def check_config(found: dict[str, Any], wanted: dict[str, Any], where: Path) -> 
 
 def shared_config(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the part of a configuration that all runs of one comparison share."""
-    own = {"method", "hyperparameters", "epoch_factor", "seed"}
+    own = {"method", "hyperparameters", "epoch_factor", "seed", "split"}
     return {key: value for key, value in config.items() if key not in own}
 
 

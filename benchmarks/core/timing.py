@@ -111,3 +111,29 @@ def spread(samples: np.ndarray) -> Spread:
     return Spread(
         float(median), float(lower), float(upper), float(ordered[rank]), float(ordered[-1 - rank])
     )
+
+
+def show(ratio: Mapping[str, float]) -> str:
+    """Formats a spread's median with its confidence interval."""
+    return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+
+
+def verdict(ratio: Mapping[str, float], bound: float) -> str:
+    """Says whether a ratio is at most a bound; `within noise` if its interval reaches it."""
+    if ratio["median"] <= bound:
+        return "met"
+    return "within noise" if ratio["low"] <= bound else "not met"
+
+
+def going_on(
+    function: Callable[..., Any], carry: Any, *inputs: Any, calls: int = 1
+) -> Callable[[], Any]:
+    """Returns what calls a step `(carry, *inputs) -> (carry, output)` from where it was."""
+
+    def run() -> Any:
+        nonlocal carry
+        for _ in range(calls):
+            carry, output = function(carry, *inputs)
+        return carry, output
+
+    return run

@@ -1,45 +1,36 @@
-"""One fine-tuning run from its configuration to its record, resumable at every evaluation."""
+"""Methods and seeds fine-tuned on one task: a part is what is trained until an evaluation."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import samax
 from benchmarks.core import records
-from benchmarks.core.checkpoints import Checkpoints
 from benchmarks.core.methods import MethodSpec
-from benchmarks.core.progress import Progress
+from benchmarks.core.runs import Experiment, History, Tick
+from benchmarks.core.training import Trainer, TrainState, mean_scores
 from benchmarks.data import text
-from benchmarks.lora.methods import METHODS, PROBE, WEIGHT_DECAY, optimizer
-from benchmarks.lora.training import Batch, Trainer, batch_indices, imbalance
+from benchmarks.lora.methods import PROBE, WEIGHT_DECAY, optimizer
 from benchmarks.models import bert
-from benchmarks.models.lora import SentenceClassifier, adapt
+from benchmarks.models.lora import SentenceTask, build_classifier
+
+if TYPE_CHECKING:
+    from benchmarks.lora.__main__ import Configuration
 
 TRACE_EVERY = 10
+_DECIDED = ("task", "shots", "steps", "eval_every", "batch_size", "length", "adapter", "rank")
+_RECORDED = (*_DECIDED, "lora_alpha", "bfloat16")
 
-
-class Settings(NamedTuple):
-    """What the runs of a comparison have in common."""
-
-    task: str
-    shots: int
-    steps: int
-    eval_every: int
-    batch_size: int
-    length: int
-    adapter: str
-    rank: int
-    lora_alpha: float
-    bfloat16: bool
+Run = tuple[MethodSpec, int]
+"""A method and a seed."""
 
 
 class Pretrained(NamedTuple):
@@ -74,164 +65,163 @@ def load_pretrained(folder: Path | None, bfloat16: bool) -> Pretrained:
     return Pretrained(name, crc32, encoder, text.load_tokenizer(place))
 
 
-def build_model(
-    encoder: bert.Bert, settings: Settings, num_classes: int, seed: int
-) -> SentenceClassifier:
-    """Puts adapters and a classifier on a copy of the encoder, whose arrays are shared."""
-    model, rngs = nnx.clone(encoder), nnx.Rngs(seed)
-    adapt(model, settings.adapter, rank=settings.rank, alpha=settings.lora_alpha, rngs=rngs)
-    return SentenceClassifier(model, num_classes, rngs=rngs)
+class Comparison(Experiment[Run]):
+    """Runs methods and seeds on one task; programs and frozen weights are shared between seeds.
 
+    The seed decides the training examples, the initialization and the batches, so that methods are
+    compared in pairs.
+    """
 
-class Comparison:
-    """Runs methods and seeds on one task; programs and frozen weights are shared between seeds."""
+    packages = ("tokenizers", "scikit-learn")
 
-    def __init__(self, split: Split, pretrained: Pretrained, settings: Settings, folder: Path):
+    def __init__(
+        self, split: Split, pretrained: Pretrained, arguments: Configuration, folder: Path
+    ):
         """Tokenizes what is evaluated on.
 
         Args:
             split: The data.
             pretrained: The encoder and its tokenizer.
-            settings: What all runs have in common.
-            folder: Where records and checkpoints go, kept as `folder`.
+            arguments: What all runs have in common.
+            folder: Where records and checkpoints go.
 
         Raises:
             ValueError: The length is more than the model allows, a class has too few examples, or
                 the folder holds records of another comparison.
         """
-        bert.check_length(settings.length, pretrained.encoder.config, "--length")
-        self._split, self._pretrained, self._settings = split, pretrained, settings
-        self._task = text.TASKS[settings.task]
-        self.folder = folder
-        self._trainers: dict[str, Trainer] = {}
-        self._crc32 = zlib.crc32(
-            "\n".join(
-                f"{label}\t{sentence}"
-                for part in split[:2]
-                for sentence, label in zip(*part, strict=True)
-            ).encode()
-        )
-        self._examples = len(self._sample(0).labels)
-        if settings.batch_size > self._examples:
+        bert.check_length(arguments.length, pretrained.encoder.config, "--length")
+        self.folder, self._split, self._pretrained = folder, split, pretrained
+        self._task = text.TASKS[arguments.task]
+        self._settings = arguments
+        examples = len(self._sample(0).labels)
+        if arguments.batch_size > examples:
             raise ValueError(
-                f"--batch-size {settings.batch_size} is more than the {self._examples} training "
+                f"--batch-size {arguments.batch_size} is more than the {examples} training "
                 "examples."
             )
-        self._evaluation = self._tokenize(split.evaluation)
-        shared = records.shared_config(self.config(MethodSpec(PROBE, PROBE, {}), 0))
-        for path, record in records.read_records(folder).items():
-            records.check_config(records.shared_config(record["config"]), shared, path)
-
-    def config(self, spec: MethodSpec, seed: int) -> dict[str, Any]:
-        """Returns all that decides a run's numbers, as JSON types."""
-        config = {
-            **self._settings._asdict(),
-            "model": self._pretrained.name,
-            "model_crc32": self._pretrained.crc32,
-            "data_crc32": self._crc32,
-            "train_examples": self._examples,
-            "evaluated_on": self._split.evaluated_on,
-            "test_examples": len(self._split.evaluation.labels),
-            "weight_decay": WEIGHT_DECAY,
-            "method": spec.label,
-            "hyperparameters": spec.hyperparameters,
-            "seed": seed,
-        }
-        return json.loads(json.dumps(config))
-
-    def run(self, spec: MethodSpec, seed: int, progress: Progress) -> records.Record:
-        """Trains one method with one seed, from its last checkpoint if there is one.
-
-        The seed decides the training examples, the initialization and the batches, so that methods
-        are compared in pairs.
-
-        Returns:
-            The record, which is also written to `folder`; a finished run's is only read.
-
-        Raises:
-            ValueError: The folder holds this run with another configuration.
-        """
-        config = self.config(spec, seed)
-        name = f"{spec.label.replace(':', '_')}_seed{seed}"
-        path = self.folder / "runs" / f"{name}.json"
-        finished = records.read_finished(path, config)
-        if finished is not None:
-            progress.skip(work(spec, self._settings))
-            return finished
-        if spec.name == PROBE:
-            record = self._probe(config, seed)
-            records.write_record(path, record)
-            return record
-        with contextlib.closing(
-            Checkpoints(self.folder / "checkpoints" / name, config)
-        ) as checkpoints:
-            record = self._train(spec, config, checkpoints, progress)
-            records.write_record(path, record)
-            checkpoints.delete()
-        return record
-
-    def _train(
-        self,
-        spec: MethodSpec,
-        config: dict[str, Any],
-        checkpoints: Checkpoints,
-        progress: Progress,
-    ) -> records.Record:
-        settings, seed = self._settings, config["seed"]
-        trainer = self._trainer(spec)
-        state = trainer.init(seed)
-        history: dict[str, Any] = {"resumed_after_steps": [], "evaluations": [], "trace": []}
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state, history = restored
-            history["resumed_after_steps"].append(history["evaluations"][-1]["step"])
-        ends = [*range(settings.eval_every, settings.steps, settings.eval_every), settings.steps]
-        first = len(history["evaluations"])
-        progress.start(
-            spec.label + f" seed {seed}", len(ends), work(spec, settings) / len(ends), first
+        lines = (
+            f"{label}\t{sentence}"
+            for part in split[:2]
+            for sentence, label in zip(*part, strict=True)
         )
+        self._shared = {
+            **{name: getattr(arguments, name) for name in _RECORDED},
+            "model": pretrained.name,
+            "model_crc32": pretrained.crc32,
+            "data_crc32": zlib.crc32("\n".join(lines).encode()),
+            "train_examples": examples,
+            "evaluated_on": split.evaluated_on,
+            "test_examples": len(split.evaluation.labels),
+            "weight_decay": WEIGHT_DECAY,
+        }
+        records.check_folder(folder, self._shared)
+        self._evaluation = self._tokenize(split.evaluation)
+        options = {"adapter": arguments.adapter, "rank": arguments.rank}
+        self._model = SentenceTask(
+            lambda seed: build_classifier(
+                pretrained.encoder,
+                len(self._task.labels),
+                seed,
+                alpha=arguments.lora_alpha,
+                **options,
+            )
+        )
+        self._trainers: dict[str, Trainer] = {}
+        steps, every = arguments.steps, arguments.eval_every
+        self._ends = [0, *range(every, steps, every), steps]
+
+    def name(self, run: Run) -> str:
+        """Returns the method and the seed."""
+        return f"{run[0].label}_seed{run[1]}"
+
+    def config(self, run: Run) -> dict[str, Any]:
+        """Returns all that decides a run's numbers."""
+        spec, seed = run
+        own = {"method": spec.label, "hyperparameters": spec.hyperparameters, "seed": seed}
+        return {**self._shared, **own}
+
+    def parts(self, run: Run) -> list[float]:
+        """Returns the gradients until each evaluation; the probe is done at once."""
+        if run[0].name == PROBE:
+            return []
+        return [run[0].gradients * steps for steps in np.diff(self._ends).tolist()]
+
+    def start(self, run: Run) -> tuple[TrainState | None, History]:
+        """Returns fresh adapters and classifier."""
+        if run[0].name == PROBE:
+            return None, {}
+        history: History = {"resumed_after_steps": [], "evaluations": [], "trace": []}
+        return self._trainer(run[0]).init(run[1]), history
+
+    def resume(self, history: History) -> None:
+        """Notes after which step the run goes on."""
+        history["resumed_after_steps"].append(history["evaluations"][-1]["step"])
+
+    def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
+        """Trains until the next evaluation, and evaluates."""
+        seed, trainer = run[1], self._trainer(run[0])
         examples = self._sample(seed)
         tokens = self._tokenize(examples)
-        for index in range(first, len(ends)):
-            start = ends[index - 1] if index else 0
-            wall, compiling, metrics = time.perf_counter(), trainer.compile_seconds, []
-            for step in range(start, ends[index]):
-                if step % TRACE_EVERY == 0:
-                    history["trace"].append({"step": step, **_floats(imbalance(state.params))})
-                chosen = batch_indices(len(examples.labels), settings.batch_size, seed, step)
-                batch = Batch(*tokens.batch(chosen), examples.labels[chosen])
-                state, values = trainer.train_step(state, batch)
-                metrics.append(values)
-                progress.step(step + 1 - start, ends[index] - start)
-            seconds = time.perf_counter() - wall - (trainer.compile_seconds - compiling)
-            test = trainer.evaluate(state, self._evaluation, self._split.evaluation.labels)
-            entry = {
-                "step": ends[index],
-                **{f"train_{key}": _mean(metrics, key) for key in metrics[0]},
-                **{f"test_{key}": value for key, value in test.items()},
-                "wall_seconds": seconds,
-            }
-            history["evaluations"].append(entry)
-            checkpoints.save(ends[index], state, history)
-            progress.epoch(entry)
-        history["trace"].append({"step": settings.steps, **_floats(imbalance(state.params))})
+        start, end = self._ends[part : part + 2]
+        wall, compiling, metrics = time.perf_counter(), trainer.compile_seconds, []
+        for step in range(start, end):
+            if step % TRACE_EVERY == 0:
+                self._note(state, step, history)
+            chosen = batch_indices(len(examples.labels), self._settings.batch_size, seed, step)
+            batch = (self._model.frozen, *tokens.batch(chosen), examples.labels[chosen])
+            state, values = trainer.train(state, batch)
+            metrics.append(values)
+            tick((step + 1 - start) / (end - start))
+        seconds = time.perf_counter() - wall - (trainer.compile_seconds - compiling)
+        labels = self._split.evaluation.labels
+        test = mean_scores(
+            lambda batch: self._model.scores(state.params, (self._model.frozen, *batch)),
+            (
+                ((*self._evaluation.batch(filled), labels[filled]), len(chosen))
+                for chosen, filled in self._evaluation.chunks()
+            ),
+        )
+        entry = {"step": end}
+        for key in metrics[0]:
+            entry[key] = float(np.mean([values[key] for values in metrics], dtype=np.float64))
+        entry |= {f"test_{key}": value for key, value in test.items()}
+        history["evaluations"].append({**entry, "wall_seconds": seconds})
+        return state
+
+    def status(self, history: History) -> str:
+        """Returns the loss and the accuracies of the last evaluation."""
         last = history["evaluations"][-1]
+        return (
+            f"loss {last['train_loss']:.3f}, train {100 * last['train_top1']:.1f} %, "
+            f"test {100 * last['test_top1']:.1f} %"
+        )
+
+    def final(self, run: Run, state: TrainState | None, history: History) -> dict[str, Any]:
+        """Returns the record's own part."""
+        if state is None:
+            return self._probe(run[1])
+        steps = self._settings.steps
+        self._note(state, steps, history)
+        last = history["evaluations"][-1]
+        ends = [abs(value) for name, value in history["trace"][-1].items() if name != "step"]
         seconds = sum(entry["wall_seconds"] for entry in history["evaluations"])
         return {
-            **_provenance(config),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            "compile_seconds": trainer.compile_seconds,
+            "compile_seconds": self._trainer(run[0]).compile_seconds,
             **history,
             "final": {
                 **{key: last[key] for key in ("test_top1", "test_loss", "train_loss")},
-                "imbalance": float(
-                    np.mean([abs(v) for k, v in history["trace"][-1].items() if k != "step"])
-                ),
-                "seconds_per_step": seconds / settings.steps,
+                "imbalance": float(np.mean(ends)),
+                "seconds_per_step": seconds / steps,
             },
         }
 
-    def _probe(self, config: dict[str, Any], seed: int) -> records.Record:
+    def _note(self, state: TrainState, step: int, history: History) -> None:
+        found = imbalance(state.params)
+        values = {name: float(value) for name, value in found.items()}
+        history["trace"].append({"step": step, **values})
+
+    def _probe(self, seed: int) -> dict[str, Any]:
         """Logistic regression on the pretrained encoder's mean-pooled features."""
         from sklearn.linear_model import LogisticRegression
 
@@ -240,7 +230,6 @@ class Comparison:
         classifier.fit(self._features(self._tokenize(examples)), examples.labels)
         features, labels = self._features(self._evaluation), self._split.evaluation.labels
         return {
-            **_provenance(config),
             "parameters": classifier.coef_.size + classifier.intercept_.size,
             "final": {"test_top1": float(classifier.score(features, labels))},
         }
@@ -265,31 +254,29 @@ class Comparison:
 
     def _trainer(self, spec: MethodSpec) -> Trainer:
         if spec.label not in self._trainers:
-            classes = len(self._task.labels)
-            self._trainers[spec.label] = Trainer(
-                lambda seed: build_model(self._pretrained.encoder, self._settings, classes, seed),
-                optimizer(spec, self._settings.steps),
-            )
+            tx = optimizer(spec, self._settings.steps)
+            self._trainers[spec.label] = Trainer(self._model.init, self._model.loss, tx)
         return self._trainers[spec.label]
 
 
-def work(spec: MethodSpec, settings: Settings) -> int:
-    """Returns a run's work in gradient evaluations."""
-    return 0 if spec.name == PROBE else METHODS[spec.name].gradients * settings.steps
+@jax.jit
+def imbalance(params: nnx.State) -> dict[str, jax.Array]:
+    """Returns each adapter's balancedness; of three cores (FLoRA) its norm deviation."""
+    cores = jax.tree.leaves(samax.lora_groups(params))
+    if len(cores) == 2 * len(set(cores)):
+        return samax.balancedness(params, samax.lora_groups)
+    return samax.norm_deviation(params, samax.lora_groups)
 
 
-def _provenance(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": records.FORMAT,
-        "config": config,
-        "versions": records.versions("tokenizers", "scikit-learn"),
-        "hardware": records.hardware(),
-    }
+def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Returns the examples of a step: an epoch is a permutation, its incomplete batch is dropped.
 
-
-def _mean(metrics: list[dict[str, float]], key: str) -> float:
-    return float(np.mean([values[key] for values in metrics], dtype=np.float64))
-
-
-def _floats(values: dict[str, jax.Array]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items()}
+    Args:
+        examples: How many there are.
+        batch_size: How many a step reads, at most `examples`.
+        seed: The run's.
+        step: The step's number from 0.
+    """
+    epoch, position = divmod(step, examples // batch_size)
+    order = np.random.default_rng((seed, epoch)).permutation(examples)
+    return order[position * batch_size : (position + 1) * batch_size]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import COLOURS, STYLE, Colours, band, draw_seeds, legend
+from benchmarks.core.plotting import COLOURS, Colours, band, draw_seeds, legend, save
 from benchmarks.core.records import Runs
 from benchmarks.lora.methods import BASELINE, PROBE
 
@@ -28,17 +27,13 @@ def write(folder: Path, runs: Runs, title: str) -> None:
         runs: Records by method and seed.
         title: The settings, over every figure.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     trained = {label: seeds for label, seeds in runs.items() if not label.startswith(PROBE)}
     colours = _palette(runs)
-    with mpl.rc_context(STYLE):
-        drawings = {"accuracy": _accuracy(runs, colours)}
-        if trained:
-            drawings["learning_curves"] = _learning_curves(trained, colours)
-            drawings["balancedness"] = _balancedness(trained, colours)
-        for name, figure in drawings.items():
-            figure.suptitle(title, fontsize=10)
-            figure.savefig(folder / f"{name}.png", bbox_inches="tight", facecolor="white")
+    drawings = {"accuracy": lambda: _accuracy(runs, colours)}
+    if trained:
+        drawings["learning_curves"] = lambda: _learning_curves(trained, colours)
+        drawings["balancedness"] = lambda: _balancedness(trained, colours)
+    save(folder, drawings, title)
 
 
 def _accuracy(runs: Runs, colours: Colours) -> Figure:

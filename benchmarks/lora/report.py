@@ -1,27 +1,24 @@
 """Tables of a fine-tuning comparison, made from its JSON records alone.
 
-python -m benchmarks.lora_report DIR [DIR ...]
+python -m benchmarks.lora.report DIR [DIR ...]
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
-import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
-from benchmarks.core.classification import report
-from benchmarks.core.frames import markdown_table, paired, show_difference, show_percent, spread
-from benchmarks.core.records import Record, Runs, by_seed, read_comparison, write_text
+from benchmarks.core import command, frames
+from benchmarks.core.frames import by_seed, difference, mean_std, paired, percent, spread
+from benchmarks.core.methods import parse_method
+from benchmarks.core.records import Record, Runs, group, read_comparison
 from benchmarks.data.text import TASKS
-from benchmarks.lora import figures as lora_figures
-from benchmarks.lora.methods import BASELINE, METHODS, PAPER_STEPS, PROBE, parse
+from benchmarks.lora import figures
+from benchmarks.lora.methods import BASELINE, METHODS, PAPER_STEPS
 
 _OBAR_BELOW = 0.6
 
@@ -36,7 +33,7 @@ _NOTES = (
     "dropout; alpha decays linearly to 0. Iterations are {steps} where the papers have {paper}: "
     "alpha is multiplied by {factor:g}, so that the sum of alpha_t eta_t is the papers'. SAM "
     "perturbs the adapters and not the classifier.",
-    "{measure}. What a step costs is measured side by side by `--time`.",
+    "{measure}. What a step costs is measured by `benchmarks.step_time`.",
 )
 _MEASURES = {
     "lora": "Balancedness is (||A||^2 - ||B||^2) / 2 of an adapter; abs B is the mean of its "
@@ -61,22 +58,21 @@ def write(folder: Path) -> str:
     runs = by_method(records)
     rows = summarize(runs)
     text = to_markdown(records[0], rows, runs)
-    write_text(folder / "summary.md", text)
-    write_text(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
-    write_text(folder / "runs.csv", to_csv(records))
-    lora_figures.write(folder / "figures", runs, "\n".join(title(records[0])))
+    lines = frames.csv(map(_line, records))
+    frames.write(folder, {"summary.md": text, "summary.json": rows, "runs.csv": lines})
+    figures.write(folder / "figures", runs, "\n".join(title(records[0])))
     return text
 
 
 def by_method(records: Iterable[Record]) -> Runs:
-    """Groups records by method and seed, in the order of `METHODS` with the probe first."""
-    names = [PROBE, *METHODS]
+    """Groups records by method and seed, in the order of `METHODS`."""
+    names = list(METHODS)
 
     def position(record: Record) -> tuple[int, str, int]:
         config = record["config"]
-        return names.index(parse(config["method"]).name), config["method"], config["seed"]
+        return names.index(_name(config["method"])), config["method"], config["seed"]
 
-    return by_seed(records, position)
+    return group(records, position)
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:
@@ -84,23 +80,26 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
 
     Accuracies are fractions. Differences and ratios are to the first row of AdamW.
     """
-    baseline = next((runs[label] for label in runs if parse(label).name == BASELINE), None)
+    baseline = next((runs[label] for label in runs if _name(label) == BASELINE), None)
     rows = []
     for label, seeds in runs.items():
-        row: dict[str, Any] = {"method": label, "name": parse(label).name}
+        row: dict[str, Any] = {"method": label, "name": _name(label)}
         for key in next(iter(seeds.values()))["final"]:
-            row[key] = spread([_final(key)(record) for record in seeds.values()])
+            row[key] = spread(by_seed(seeds, _final(key)))
         if baseline is not None and seeds is not baseline:
-            minus = paired(seeds, baseline, _final("test_top1"))
+            accuracies = (by_seed(each, _final("test_top1")) for each in (seeds, baseline))
+            minus = paired(*accuracies)
             row["test_top1_minus_adamw"] = {**minus, "resolved": _resolved(minus)}
             if "imbalance" in row:
-                ratios = _ratios(seeds, baseline, "imbalance")
-                row["imbalance_ratio"] = {**spread(ratios), "max": max(ratios, default=None)}
+                own, other = (by_seed(each, _final("imbalance")) for each in (seeds, baseline))
+                ratios = (own / other).dropna()
+                largest = float(ratios.max()) if len(ratios) else None
+                row["imbalance_ratio"] = {**spread(ratios), "max": largest}
         rows.append(row)
     return rows
 
 
-def targets(rows: list[dict[str, Any]]) -> list[list[str]]:
+def targets(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Returns a line for each claim about balancedness: the claim, what was found, a verdict."""
     claims: dict[str, tuple[str, str, float]] = {
         "obar": (f"oBAR's abs B ends below {_OBAR_BELOW:g} of AdamW's", "mean", _OBAR_BELOW),
@@ -112,7 +111,10 @@ def targets(rows: list[dict[str, Any]]) -> list[list[str]]:
         value = row.get("imbalance_ratio", {}).get(key) if claim else None
         if value is not None:
             verdict = "met" if value < bound else "not met"
-            lines.append([row["method"], claim, f"{key} over seeds {value:.3f}", verdict])
+            found = f"{key} over seeds {value:.3f}"
+            lines.append(
+                {"method": row["method"], "target": claim, "found": found, "verdict": verdict}
+            )
     return lines
 
 
@@ -135,22 +137,22 @@ def title(record: Record) -> tuple[str, str]:
 
 def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
     """Returns the table of methods and that of the targets, with what their columns mean."""
-    config, hardware = record["config"], record["hardware"]
+    config = record["config"]
     column = _COLUMNS[config["adapter"]]
-    header = "method|accuracy %|minus AdamW|resolved|train loss"
-    lines = [[*header.split("|"), column, f"{column} / AdamW's"]]
+    lines = []
     for row in rows:
         minus = row.get("test_top1_minus_adamw")
+        resolved = {None: "-", True: "yes", False: "no"}[minus and minus["resolved"]]
         lines.append(
-            [
-                row["method"],
-                show_percent(row["test_top1"]),
-                show_difference(minus),
-                "-" if minus is None or minus["resolved"] is None else _yes(minus["resolved"]),
-                _mean(row.get("train_loss"), "{:.3f}"),
-                _mean(row.get("imbalance"), "{:.3g}"),
-                _mean(row.get("imbalance_ratio"), "{:.2f}"),
-            ]
+            {
+                "method": row["method"],
+                "accuracy %": percent(row["test_top1"]),
+                "minus AdamW": difference(minus),
+                "resolved": resolved,
+                "train loss": _mean(row.get("train_loss"), ".3f"),
+                column: _mean(row.get("imbalance"), ".3g"),
+                f"{column} / AdamW's": _mean(row.get("imbalance_ratio"), ".2f"),
+            }
         )
     terms = {
         **config,
@@ -160,42 +162,28 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         "factor": PAPER_STEPS / config["steps"],
         "measure": _MEASURES[config["adapter"]],
     }
-    chosen = (next(iter(seeds.values()))["config"] for seeds in runs.values())
-    values = "; ".join(
-        f"{config['method']}: {_settings(config)}" for config in chosen if config["hyperparameters"]
-    )
-    notes = [f"Hyper-parameters: {values}.", *(note.format(**terms) for note in _NOTES)]
-    seeds = sorted({seed for method in runs.values() for seed in method})
-    where = f"{hardware['device']}, {hardware['count']} " + (
-        "core(s)" if hardware["backend"] == "cpu" else "device(s)"
-    )
-    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("jax", "flax", "optax"))
     heading, details = title(record)
-    head = f"# {heading}\n\n{details}. Seeds {', '.join(map(str, seeds))}; {where}; {versions}.\n"
-    parts = [head, markdown_table(lines), ""]
+    made_on = frames.made_on(record, "jax", "flax", "optax")
     claims = targets(rows)
-    if claims:
-        parts += [markdown_table([["method", "target", "found", "verdict"], *claims]), ""]
-    return "\n".join([*parts, "\n\n".join(textwrap.fill(note, 100) for note in notes), ""])
-
-
-def to_csv(records: Iterable[Record]) -> str:
-    """Returns one line a run: its configuration and final metrics."""
-    lines = [
-        {
-            **record["config"],
-            "hyperparameters": _settings(record["config"]),
-            **record["final"],
-            **{key: record["hardware"][key] for key in ("backend", "device", "count")},
-        }
-        for record in records
+    parts = [
+        f"# {heading}",
+        f"{details}. Seeds {frames.seeds_of(runs.values())}; {made_on}.",
+        frames.markdown(lines),
+        *([frames.markdown(claims)] if claims else []),
+        *frames.fill(f"Hyper-parameters: {frames.all_settings(runs)}."),
+        *frames.fill(*(note.format(**terms) for note in _NOTES)),
     ]
-    buffer = io.StringIO()
-    names = dict.fromkeys(name for line in lines for name in line)
-    writer = csv.DictWriter(buffer, fieldnames=list(names), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(record: Record) -> dict[str, Any]:
+    """Returns a run's configuration and final metrics."""
+    return {
+        **record["config"],
+        "hyperparameters": frames.settings(record["config"]["hyperparameters"]),
+        **record["final"],
+        **{key: record["hardware"][key] for key in ("backend", "device", "count")},
+    }
 
 
 def _resolved(minus: dict[str, Any]) -> bool | None:
@@ -205,9 +193,8 @@ def _resolved(minus: dict[str, Any]) -> bool | None:
     return bool(abs(minus["mean"]) > width)
 
 
-def _ratios(seeds: dict[int, Record], baseline: dict[int, Record], key: str) -> list[float]:
-    value = _final(key)
-    return [value(seeds[seed]) / value(baseline[seed]) for seed in seeds if seed in baseline]
+def _name(label: str) -> str:
+    return parse_method(label, METHODS).name
 
 
 def _final(key: str) -> Callable[[Record], float]:
@@ -215,21 +202,8 @@ def _final(key: str) -> Callable[[Record], float]:
 
 
 def _mean(found: dict[str, Any] | None, form: str) -> str:
-    return "-" if found is None or found["mean"] is None else form.format(found["mean"])
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _settings(config: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value:g}" for key, value in config["hyperparameters"].items())
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return report.run_command("benchmarks.lora_report", __doc__, write, argv)
+    return mean_std(found and {**found, "std": None}, form)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.report(write, "benchmarks.lora.report"))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from benchmarks.core.methods import MethodSpec
-from benchmarks.core.progress import Progress
+from benchmarks.core.methods import MethodSpec, parse_method
+from benchmarks.core.runs import complete, show_progress
 from benchmarks.lora.experiment import Comparison
-from benchmarks.lora.methods import METHODS, parse
+from benchmarks.lora.methods import METHODS
 
 HELD_OUT = 500
 """About how many examples of the pool the search evaluates on, and never trains on."""
 
 
-def tune(name: str, comparison: Comparison, trials: int, progress: Progress) -> MethodSpec:
+def tune(name: str, comparison: Comparison, trials: int) -> MethodSpec:
     """Searches the spans of a method's `search`, on a logarithmic scale.
 
     Trials are kept in `tuning.db` (SQLite) in the comparison's folder, and each one's run as a
@@ -24,7 +22,6 @@ def tune(name: str, comparison: Comparison, trials: int, progress: Progress) -> 
         name: A key of `METHODS`.
         comparison: Runs the trials, with seed 0, on the held-out examples.
         trials: How many to have in all.
-        progress: Shows the runs.
 
     Returns:
         The settings of the highest accuracy; of several the first found.
@@ -38,22 +35,21 @@ def tune(name: str, comparison: Comparison, trials: int, progress: Progress) -> 
         study_name=name, storage=storage, direction="maximize", load_if_exists=True
     )
     done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-    # A seed of its own for each trial: with one seed for all, a search that is resumed would
-    # draw its first trials again.
-    for index in range(done, trials):
-        study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=index)
-        trial = study.ask()
-        spec = _spec(name, trial)
-        accuracy = comparison.run(spec, 0, progress)["final"]["test_top1"]
-        trial.set_user_attr("method", spec.label)
-        study.tell(trial, accuracy)
-    return parse(study.best_trial.user_attrs["method"])
-
-
-def _spec(name: str, trial: Any) -> MethodSpec:
-    drawn = {
-        key: trial.suggest_float(key, low, high, log=True)
-        for key, (low, high) in METHODS[name].search.items()
-    }
-    # Three digits are in the label, and so they are what runs.
-    return parse(":".join([name, *(f"{key}={value:.3g}" for key, value in drawn.items())]))
+    work = sum(comparison.parts((parse_method(name, METHODS), 0)))
+    with show_progress(trials * work, min(done, trials) * work, unit="part") as progress:
+        # A seed of its own for each trial: with one seed for all, a search that is resumed would
+        # draw its first trials again.
+        for index in range(done, trials):
+            study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=index)
+            trial = study.ask()
+            drawn = {
+                key: trial.suggest_float(key, low, high, log=True)
+                for key, (low, high) in METHODS[name].search.items()
+            }
+            # Three digits are in the label, and so they are what runs.
+            settings = (f"{key}={value:.3g}" for key, value in drawn.items())
+            spec = parse_method(":".join([name, *settings]), METHODS)
+            record = complete(comparison, (spec, 0), progress)
+            trial.set_user_attr("method", spec.label)
+            study.tell(trial, record["final"]["test_top1"])
+    return parse_method(study.best_trial.user_attrs["method"], METHODS)

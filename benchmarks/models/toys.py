@@ -1,4 +1,4 @@
-"""The toys of `benchmarks.balance_toys`: products of cores under noise, and how they are run.
+"""The toys of norm balancing: products of cores under noise, and how they are run.
 
 A toy's loss is `||product(cores) - (target + a * spread * n)||_F^2`, with `n` standard normal,
 drawn afresh each step, and `a` the noise level. It sees the cores through their product alone, so
@@ -7,7 +7,6 @@ it leaves the ratio of their norms open: that is where the methods differ.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,8 @@ import numpy as np
 import optax
 
 import samax
+from benchmarks.core.methods import METHODS
+from benchmarks.core.precision import float64
 
 Cores = dict[str, Any]
 
@@ -184,15 +185,13 @@ def optimizer(toy: Toy, method: str) -> optax.GradientTransformationExtraArgs:
         method: "SGD", "SAM", "nBAR", "oBAR" or "DAS".
     """
     sgd = optax.sgd(toy.learning_rate)
-    if method == "SGD":
-        return optax.with_extra_args_support(sgd)
-    if method == "SAM":
-        return optax.chain(samax.sam(toy.rho), sgd)
-    options: dict[str, Any] = {"learning_rate": toy.learning_rate, "groups": toy.groups}
-    if method == "DAS":
-        return samax.das(sgd, alpha=toy.rho, **options)
-    balance = {"nBAR": samax.nbar, "oBAR": samax.obar}[method]
-    return balance(sgd, alpha=optax.linear_schedule(BAR_ALPHA, 0.0, toy.steps), **options)
+    row = METHODS[method.lower()]
+    if not row.balances:
+        settings = {"rho": toy.rho} if row.defaults else {}
+        return optax.chain(row.factory(**settings), sgd)
+    decaying = optax.linear_schedule(BAR_ALPHA, 0.0, toy.steps)
+    alpha = toy.rho if method == "DAS" else decaying
+    return row.factory(sgd, learning_rate=toy.learning_rate, groups=toy.groups, alpha=alpha)
 
 
 def trajectories(toy: Toy, method: str, seeds: int, every: int = 100) -> Trajectory:
@@ -267,13 +266,3 @@ def steps_to_half(imbalance: np.ndarray, every: int) -> np.ndarray:
     """
     reached = imbalance <= imbalance[..., :1] / 2
     return np.where(reached.any(-1), every * reached.argmax(-1).astype(float), np.nan)
-
-
-def float64() -> contextlib.AbstractContextManager[Any]:
-    """Returns a context in which JAX computes in float64."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    # JAX 0.6 and 0.7
-    from jax.experimental import enable_x64  # type: ignore[attr-defined]
-
-    return enable_x64(True)

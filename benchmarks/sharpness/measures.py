@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,8 @@ import optax
 from flax import nnx
 
 import samax
-import samax.flatness.spectrum
-from benchmarks.core.training import Recipe
-from benchmarks.data.augment import normalize
 from samax import Estimate
+from samax.flatness import spectrum
 from samax.flatness.operators import mean_loss_and_grad
 
 EIGENVALUES = 5
@@ -75,100 +73,97 @@ class Budget(NamedTuple):
         }
 
 
-def loss_function(
-    graph: nnx.GraphDef, model_state: nnx.State, recipe: Recipe
-) -> Callable[[nnx.State, Batch], jax.Array]:
-    """Returns the loss that the model was trained with, with its statistics and images fixed."""
-
-    def loss_fn(params: nnx.State, batch: Batch) -> jax.Array:
-        images, labels = batch
-        model = nnx.merge(graph, params, model_state, copy=True)
-        logits = model(normalize(images, recipe.mean, recipe.std, recipe.dtype))
-        one_hot = jax.nn.one_hot(labels, logits.shape[-1])
-        smoothed = optax.smooth_labels(one_hot, recipe.label_smoothing)
-        return optax.softmax_cross_entropy(logits, smoothed).mean()
-
-    return loss_fn
-
-
-def measure(
-    model: Model, budget: Budget, key: jax.Array, done: Callable[[str], None] = lambda name: None
-) -> dict[str, Any]:
-    """Returns every measure of a model as JSON types.
+def measure(model: Model, budget: Budget, key: jax.Array) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields every measure of a model by name, as JSON types, in the order of its budget.
 
     Args:
         model: Where.
         budget: How much to spend.
         key: All random vectors follow from it: models measured with one key are compared on the
             same ones.
-        done: Called with the name of each measure that is done.
     """
     loss_fn, params, batches = model
     keys = iter(jax.random.split(key, 7))
-    found: dict[str, Any] = {}
-
-    def keep(name: str, value: Any) -> None:
-        found[name] = value
-        done(name)
-
     operator = samax.hessian_operator(loss_fn, params, batches)
     adaptive = samax.scaled_operator(operator, params)
-    products, samples = budget.products, budget.samples
+    lanczos = {"num_products": budget.products}
+    sampled = {"num_samples": budget.samples}
 
     loss, grads = mean_loss_and_grad(loss_fn, batches)(params)
-    keep("loss", {"value": float(loss), "grad_norm": float(optax.tree.norm(grads))})
-    pairs = samax.flatness.spectrum.top_eigenpairs(
-        operator, params, EIGENVALUES, key=next(keys), num_products=products
-    )
-    keep(
-        "top_eigenvalues",
-        {"values": pairs.values.tolist(), "residuals": pairs.residuals.tolist()},
-    )
-    scaled = samax.flatness.spectrum.top_eigenpairs(
-        adaptive, params, 1, key=next(keys), num_products=products
-    )
-    keep(
-        "adaptive_top_eigenvalue",
-        {"value": float(scaled.values[0]), "residual": float(scaled.residuals[0])},
-    )
-    keep(
-        "trace",
-        _numbers(
-            samax.flatness.spectrum.trace(operator, params, key=next(keys), num_samples=samples)
-        ),
-    )
-    norm = samax.flatness.spectrum.frobenius_norm(
-        operator, params, key=next(keys), num_samples=samples
-    )
-    keep("frobenius_norm", _numbers(norm))
-    density = samax.flatness.spectrum.spectral_density(
-        operator, params, num_samples=1, key=next(keys), num_products=products
-    )
-    keep("density", {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()})
+    yield "loss", {"value": float(loss), "grad_norm": float(optax.tree.norm(grads))}
+    pairs = spectrum.top_eigenpairs(operator, params, EIGENVALUES, key=next(keys), **lanczos)
+    values, residuals = pairs.values.tolist(), pairs.residuals.tolist()
+    yield "top_eigenvalues", {"values": values, "residuals": residuals}
+    scaled = spectrum.top_eigenpairs(adaptive, params, 1, key=next(keys), **lanczos)
+    value, residual = float(scaled.values[0]), float(scaled.residuals[0])
+    yield "adaptive_top_eigenvalue", {"value": value, "residual": residual}
+    trace = spectrum.trace(operator, params, key=next(keys), **sampled)
+    yield "trace", _numbers(trace)
+    norm = spectrum.frobenius_norm(operator, params, key=next(keys), **sampled)
+    yield "frobenius_norm", _numbers(norm)
+    density = spectrum.spectral_density(operator, params, num_samples=1, key=next(keys), **lanczos)
+    yield "density", {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()}
     rise = samax.worst_case_sharpness(loss_fn, params, batches, rho=RHO, steps=ASCENT_STEPS)
-    keep("worst_case", {"value": float(rise)})
+    yield "worst_case", {"value": float(rise)}
     rise = samax.worst_case_sharpness(
         loss_fn, params, batches, rho=ADAPTIVE_RHO, adaptive=True, steps=ASCENT_STEPS
     )
-    keep("adaptive_worst_case", {"value": float(rise)})
+    yield "adaptive_worst_case", {"value": float(rise)}
     rise = samax.worst_case_m_sharpness(loss_fn, params, batches, rho=RHO)
-    keep("m_sharpness", {"value": float(rise)})
+    yield "m_sharpness", {"value": float(rise)}
     average = samax.average_case_sharpness(
-        loss_fn, params, batches, rho=AVERAGE_RHO, key=next(keys), num_samples=samples
+        loss_fn, params, batches, rho=AVERAGE_RHO, key=next(keys), **sampled
     )
-    keep("average_case", _numbers(average))
-    top = jax.tree.map(lambda vectors: vectors[0], pairs.vectors)
+    yield "average_case", _numbers(average)
     directions = {
         "random": samax.random_direction(next(keys), params),
-        "top_eigenvector": top,
+        "top_eigenvector": jax.tree.map(lambda vectors: vectors[0], pairs.vectors),
     }
     lines = {
         name: samax.loss_line(loss_fn, params, direction, DISTANCES, batches).tolist()
         for name, direction in directions.items()
     }
-    keep("landscape", {"distances": DISTANCES.tolist(), **lines})
-    return found
+    yield "landscape", {"distances": DISTANCES.tolist(), **lines}
 
 
 def _numbers(estimate: Estimate) -> dict[str, float]:
     return {name: float(value) for name, value in estimate._asdict().items()}
+
+
+class Column(NamedTuple):
+    """A number of a record: what tables call it, what figures call it, and how to read it."""
+
+    name: str
+    title: str
+    read: Callable[[dict[str, Any]], float]
+
+
+COLUMNS = (
+    Column("top eigenvalue", r"top eigenvalue $\lambda_1$", lambda m: _eigenvalue(m, 0)),
+    Column(
+        "1st / 5th", r"$\lambda_1 / \lambda_5$", lambda m: _eigenvalue(m, 0) / _eigenvalue(m, 4)
+    ),
+    Column("trace", r"trace", lambda m: m["trace"]["value"]),
+    Column("Frobenius", r"Frobenius norm", lambda m: m["frobenius_norm"]["value"]),
+    Column(
+        "adaptive top",
+        r"adaptive: top eigenvalue of $|w| H |w|$",
+        lambda m: m["adaptive_top_eigenvalue"]["value"],
+    ),
+    Column("worst case", f"worst case, rho {RHO:g} (nats)", lambda m: m["worst_case"]["value"]),
+    Column(
+        "adaptive worst case",
+        f"adaptive worst case, rho {ADAPTIVE_RHO:g} (nats)",
+        lambda m: m["adaptive_worst_case"]["value"],
+    ),
+    Column("m-sharpness", f"m-sharpness, rho {RHO:g} (nats)", lambda m: m["m_sharpness"]["value"]),
+    Column(
+        "average case",
+        f"average case, N(0, {AVERAGE_RHO:g}²) (nats)",
+        lambda m: m["average_case"]["value"],
+    ),
+)
+
+
+def _eigenvalue(measures: dict[str, Any], index: int) -> float:
+    return measures["top_eigenvalues"]["values"][index]

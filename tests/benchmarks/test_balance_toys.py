@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.balance_toys import __main__ as balance_toys
 from benchmarks.balance_toys import report as balance_toys_report
+from benchmarks.core.precision import float64
 from benchmarks.models.toys import (
-    float64,
     nop,
     op,
     optimizer,

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.models.toys import float64
+from benchmarks.core.precision import float64
 from benchmarks.theory import __main__ as theory
 from benchmarks.theory.claims import (
     balancedness,

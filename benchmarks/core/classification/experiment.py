@@ -1,79 +1,145 @@
-"""One training run from its configuration to its record, resumable at every epoch."""
+"""Methods and seeds compared on one image data set: what the loop of `core.runs` is told."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
+import dataclasses
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 import samax
-from benchmarks import models
+from benchmarks import data, models
 from benchmarks.core import records
-from benchmarks.core.checkpoints import Checkpoints, save_model
-from benchmarks.core.distributed import Cluster, DistributedTrainer
-from benchmarks.core.methods import MethodSpec, parse_method
-from benchmarks.core.progress import Progress
-from benchmarks.core.training import Recipe, Trainer, TrainState
-from benchmarks.data import Dataset, corrupt_labels
+from benchmarks.core.checkpoints import save_model
+from benchmarks.core.classification.task import Classification
+from benchmarks.core.command import Command, Names
+from benchmarks.core.distributed import Cluster
+from benchmarks.core.methods import MethodSpec, parse_methods
+from benchmarks.core.runs import Experiment, History, Tick
+from benchmarks.core.training import Trainer, TrainState
 
 MOMENTUM = 0.9
 LAST_EPOCHS = 10
+SUBSET_SEED = 0  # one subset for all runs: seeds vary the training, not the task
 _TRAINING_STREAM = 0x7472_6169  # keeps the training keys apart from those of the initialization
 
-
-class Settings(NamedTuple):
-    """What the runs of a comparison have in common."""
-
-    model: str
-    width: float
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    label_smoothing: float
-    label_noise: float
-    flip: bool
-    bfloat16: bool
+Run = tuple[MethodSpec, int]
+"""A method and a seed."""
 
 
-class Comparison:
-    """Runs methods and seeds on one data set; programs and device data are shared between seeds."""
+@dataclasses.dataclass(frozen=True)
+class Images(Command):
+    """What all comparisons of classifiers are told, label noise apart.
+
+    Attributes:
+        data: A data set's name or the path of its files.
+        train_images: A class-balanced subset of the training images.
+        test_images: A class-balanced subset of the test images.
+        fraction: The share of training images to keep.
+        model: Its name, such as cnn, resnet18 or tr-resnet32.
+        width: Multiplies the model's channels.
+        bfloat16: Compute in bfloat16 with float32 parameters.
+        methods: Names, with settings after colons (sam:rho=0.1) and a multiple of the epochs after
+            an @ (sgd@2).
+        seeds: Runs of each method.
+        seed_start: The first seed.
+        epochs: Epochs of a run.
+        batch_size: No more than there are training images.
+        lr: The learning rate at the start of its cosine.
+        weight_decay: Added to the gradient after the method.
+        label_smoothing: Probability mass spread over all classes.
+        out: The results' folder; by default one in runs/.
+    """
+
+    data: str = "digits"
+    train_images: int | None = None
+    test_images: int | None = None
+    fraction: float = 1.0
+    model: str = "cnn"
+    width: float = 1.0
+    bfloat16: bool = False
+    methods: Names = ("sgd", "sam", "samar")
+    seeds: int = 3
+    seed_start: int = 0
+    epochs: int = 25
+    batch_size: int = 256
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    out: Path | None = None
+
+    def check(self) -> None:
+        """Raises a `ValueError` that names an argument which is out of its range."""
+        self.at_least(1, "seeds", "epochs", "batch_size")
+        self.within(0, float("inf"), "lr", "weight_decay")
+        self.within(0, 1, "label_smoothing")
+
+    def dataset(self) -> data.Dataset:
+        """Loads the data set and cuts it to size."""
+        dataset = data.take_fraction(data.load(self.data), self.fraction, seed=SUBSET_SEED)
+        return data.take(dataset, self.train_images, self.test_images, seed=SUBSET_SEED)
+
+    def runs(self) -> list[Run]:
+        """Returns what is run; seeds outside, so that a stop leaves whole comparisons."""
+        specs = parse_methods(self.methods)
+        return [(spec, self.seed_start + seed) for seed in range(self.seeds) for spec in specs]
+
+
+class ImageComparison(Experiment[Run]):
+    """Methods and seeds on one data set; programs and device data are shared between them."""
 
     def __init__(
-        self, dataset: Dataset, settings: Settings, folder: Path, cluster: Cluster | None = None
+        self,
+        images: Images,
+        dataset: data.Dataset,
+        folder: Path,
+        label_noise: float = 0.0,
+        cluster: Cluster | None = None,
     ):
         """Puts the data on the device.
 
         Args:
+            images: What all runs have in common.
             dataset: The images to train and test on, already cut to size.
-            settings: What all runs have in common.
             folder: Where records and checkpoints go.
+            label_noise: The share of training labels made wrong.
             cluster: The devices to train on; None for this process's first.
 
         Raises:
-            ValueError: The folder holds records of another comparison, or the devices of the
-                cluster cannot share a batch.
+            ValueError: The folder holds records of another comparison, a method cannot be built, or
+                the devices of the cluster cannot share a batch.
         """
+        self.folder, self.cluster, self._dataset = folder, cluster, dataset
+        decided = ("model", "width", "epochs", "lr", "weight_decay", "label_smoothing", "bfloat16")
+        self.shared = {
+            "dataset": dataset.name,
+            "data_crc32": crc32(dataset),
+            "train_images": len(dataset.train_labels),
+            "test_images": len(dataset.test_labels),
+            "num_classes": dataset.num_classes,
+            **{name: getattr(images, name) for name in decided},
+            "batch_size": min(images.batch_size, len(dataset.train_labels)),
+            "label_noise": label_noise,
+            "flip": dataset.name != "digits",  # a mirrored digit is none
+            "momentum": MOMENTUM,
+        }
+        records.check_folder(folder, self.shared)
         if cluster is not None:
-            cluster.check_batch_size(settings.batch_size)
-        self._cluster = cluster
-        self._dataset = dataset
-        self._settings = settings
-        self._folder = folder
+            cluster.check_batch_size(self.shared["batch_size"])
+        self._steps = self.shared["train_images"] // self.shared["batch_size"]
+        self._groups = models.CORE_GROUPS if images.model in models.TENSORIZED else None
+        for spec, _ in images.runs():  # before hours of training: can each be built?
+            self._optimizer(spec)
+        self._task = Classification.of(self.shared, dataset, cluster)
         self._trainers: dict[str, Trainer] = {}
-        self._crc32 = crc32(dataset)
-        self._groups = models.CORE_GROUPS if settings.model in models.TENSORIZED else None
-        self._check_folder()
         # In evaluation mode the training set is sampled: as many images as there are test images.
         count = min(len(dataset.train_labels), len(dataset.test_labels))
         rng = np.random.default_rng(0)
@@ -81,127 +147,69 @@ class Comparison:
         self._sample_images, self._test_images, self._test_labels = self._put(
             (dataset.train_images[self._sample], dataset.test_images, dataset.test_labels)
         )
-        # A cluster's trainer lays the batches out anew each epoch.
-        images = dataset.train_images
-        self._train_images: Any = images if cluster else self._put(images)
+        # A cluster lays the batches out anew each epoch.
+        train = dataset.train_images
+        self._train_images: Any = train if cluster else self._put(train)
+        self._labels: tuple[Any, Any, Any] = (None, None, None)
 
-    def with_label_noise(self, label_noise: float, folder: Path) -> Comparison:
+    def with_label_noise(self, label_noise: float, folder: Path) -> ImageComparison:
         """Returns the comparison with another label noise; programs and device data are shared.
 
         Raises:
             ValueError: The folder holds records of another comparison.
         """
         other = copy.copy(self)
-        other._settings = self._settings._replace(label_noise=label_noise)
-        other._folder = folder
-        other._check_folder()
+        other.folder, other.shared = folder, {**self.shared, "label_noise": label_noise}
+        records.check_folder(folder, other.shared)
         return other
 
-    def _check_folder(self) -> None:
-        shared = records.shared_config(self.config(parse_method("sgd"), 0))
-        for path, record in records.read_records(self._folder).items():
-            records.check_config(records.shared_config(record["config"]), shared, path)
+    def name(self, run: Run) -> str:
+        """Returns the method and the seed."""
+        return f"{run[0].label}_seed{run[1]}"
 
-    def config(self, spec: MethodSpec, seed: int) -> dict[str, Any]:
-        """Returns all that decides a run's numbers, as JSON types."""
-        settings = self._settings._asdict()
-        data = self._dataset
-        config = {
-            "dataset": data.name,
-            "data_crc32": self._crc32,
-            "train_images": len(data.train_labels),
-            "test_images": len(data.test_labels),
-            "num_classes": data.num_classes,
-            **settings,
-            "momentum": MOMENTUM,
+    def config(self, run: Run) -> dict[str, Any]:
+        """Returns all that decides a run's numbers."""
+        spec, seed = run
+        return {
+            **self.shared,
             "method": spec.label,
             "epoch_factor": spec.epoch_factor,
             "hyperparameters": spec.hyperparameters,
             "seed": seed,
         }
-        return json.loads(json.dumps(config))
 
-    def optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
-        """Returns a method's optimizer.
+    def parts(self, run: Run) -> Sequence[float]:
+        """Returns the gradients of each epoch."""
+        spec, _ = run
+        return [spec.gradients] * (self.shared["epochs"] * spec.epoch_factor)
 
-        Raises:
-            ValueError: The method cannot be built, or not for this model.
-        """
-        schedule = self._schedule(spec)
-        decay = optax.add_decayed_weights(self._settings.weight_decay)
-        # The decay joins the gradient after the method, so that no ascent contains it.
-        base = optax.chain(decay, optax.sgd(schedule, momentum=MOMENTUM))
-        steps = self._settings.epochs * spec.epoch_factor * self._steps
-        return spec.optimizer(base, learning_rate=schedule, steps=steps, groups=self._groups)
+    def start(self, run: Run) -> tuple[TrainState, History]:
+        """Returns a fresh model, and the norm deviations that its cores have."""
+        state = self._trainer(run[0]).init(run[1])
+        deviation = self._norm_deviation(state.params)
+        return state, {"resumed_after_epochs": [], "epochs": [], "norm_deviation": deviation}
 
-    def run(self, spec: MethodSpec, seed: int, progress: Progress) -> records.Record:
-        """Trains one method with one seed, from its last checkpoint if there is one.
+    def resume(self, history: History) -> None:
+        """Notes after which epoch the run goes on."""
+        history["resumed_after_epochs"].append(len(history["epochs"]))
 
-        Returns:
-            The record, which is also written to `folder`; a finished run's is only read.
-
-        Raises:
-            ValueError: The folder holds this run with another configuration.
-        """
-        config = self.config(spec, seed)
-        name = f"{spec.label.replace(':', '_')}_seed{seed}"
-        path = self._folder / "runs" / f"{name}.json"
-        work = spec.gradients
-        finished = records.read_finished(path, config)
-        if self._cluster is not None:
-            self._cluster.check_agreement([config, finished is not None], "what is to be trained")
-        if finished is not None:
-            progress.skip(work * config["epochs"] * spec.epoch_factor)
-            return finished
-        with contextlib.closing(
-            Checkpoints(self._folder / "checkpoints" / name, config)
-        ) as checkpoints:
-            state, record = self._train(spec, config, checkpoints, progress)
-            save_model(model_folder(path), (state.params, state.model_state))
-        if self._cluster is None or self._cluster.writes:
-            records.write_record(path, record)
-            checkpoints.delete()
-        return record
-
-    def _train(
-        self,
-        spec: MethodSpec,
-        config: dict[str, Any],
-        checkpoints: Checkpoints,
-        progress: Progress,
-    ) -> tuple[TrainState, records.Record]:
-        seed, epochs = config["seed"], config["epochs"] * spec.epoch_factor
+    def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
+        """Trains for an epoch and evaluates."""
+        spec, seed = run
         trainer = self._trainer(spec)
-        state = trainer.init(seed)
-        start = self._norm_deviation(state.params)
-        history: dict[str, Any] = {"resumed_after_epochs": [], "epochs": []}
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state, history = restored
-            history["resumed_after_epochs"].append(len(history["epochs"]))
-        train_labels = corrupt_labels(
-            self._dataset.train_labels, config["label_noise"], config["num_classes"], seed
-        )
-        labels: Any = train_labels if self._cluster else self._put(train_labels)
-        sample_labels = self._put(train_labels[self._sample])
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
-        first = len(history["epochs"])
-        if self._cluster is not None:
-            self._cluster.check_agreement(first, "the last checkpoint")
-        progress.start(f"{spec.label} seed {seed}", epochs, spec.gradients, first)
-        trainer.compile(state, self._train_images, labels)
-        for epoch in range(first, epochs):
-            epoch_key = jax.random.fold_in(key, epoch)
-            wall, cpu = time.perf_counter(), time.process_time()
-            state, metrics = trainer.train_epoch(
-                state, self._train_images, labels, epoch_key, progress.step
-            )
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            test = trainer.evaluate(state, self._test_images, self._test_labels)
-            sample = trainer.evaluate(state, self._sample_images, sample_labels)
-            entry = {
-                "epoch": epoch + 1,
-                "lr": float(self._schedule(spec)(epoch * self._steps)),
+        labels, sample_labels = self._train_labels(run)
+        epoch = self._task.epoch(self._train_images, labels, jax.random.fold_in(key, part))
+        trainer.compile(state, epoch, self._steps)
+        wall, cpu = time.perf_counter(), time.process_time()
+        state, metrics = trainer.train(state, epoch, self._steps, tick)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        test = self._task.evaluate(state, self._test_images, self._test_labels)
+        sample = self._task.evaluate(state, self._sample_images, sample_labels)
+        history["epochs"].append(
+            {
+                "epoch": part + 1,
+                "lr": float(self._schedule(spec)(part * self._steps)),
                 **_epoch_means(metrics),
                 "train_eval_loss": sample["loss"],
                 "train_eval_top1": sample["top1"],
@@ -209,27 +217,45 @@ class Comparison:
                 "wall_seconds": wall,
                 "compute_seconds": cpu if jax.default_backend() == "cpu" else wall,
             }
-            history["epochs"].append(entry)
-            checkpoints.save(epoch + 1, state, history)
-            progress.epoch(entry)
-        end = self._norm_deviation(state.params)
-        record = {
-            "format": records.FORMAT,
-            "config": config,
-            "versions": records.versions(),
-            "hardware": records.hardware(),
+        )
+        return state
+
+    def status(self, history: History) -> str:
+        """Returns the last epoch's loss and accuracies."""
+        last = history["epochs"][-1]
+        return (
+            f"loss {last['train_loss']:.3f}, train {100 * last['train_top1']:.1f} %, "
+            f"test {100 * last['test_top1']:.1f} %"
+        )
+
+    def final(self, run: Run, state: TrainState, history: History) -> dict[str, Any]:
+        """Returns the record's own part, and saves the trained model."""
+        save_model(model_folder(self.path(run)), (state.params, state.model_state))
+        start, end = history.pop("norm_deviation"), self._norm_deviation(state.params)
+        return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "steps_per_epoch": self._steps,
-            "compile_seconds": trainer.compile_seconds,
+            "compile_seconds": self._trainer(run[0]).compile_seconds,
             **history,
             **({"norm_deviation": {"start": start, "end": end}} if end else {}),
             "final": final_metrics(history["epochs"]),
         }
-        return state, record
+
+    def _train_labels(self, run: Run) -> tuple[Any, Any]:
+        """Returns the labels that a run trains with, of all images and of the sample."""
+        noise = self.shared["label_noise"]
+        wanted = (noise, run[1])
+        if self._labels[0] != wanted:
+            noisy = data.corrupt_labels(
+                self._dataset.train_labels, noise, self._dataset.num_classes, run[1]
+            )
+            labels = noisy if self.cluster else self._put(noisy)
+            self._labels = (wanted, labels, self._put(noisy[self._sample]))
+        return self._labels[1:]
 
     def _put(self, tree: Any) -> Any:
         """Puts arrays on the device, or on all of the cluster's."""
-        return jax.device_put(tree) if self._cluster is None else self._cluster.replicate(tree)
+        return jax.device_put(tree) if self.cluster is None else self.cluster.replicate(tree)
 
     def _norm_deviation(self, params: nnx.State) -> dict[str, float]:
         """Returns the norm deviation Q of each tensorized layer; empty where there is none."""
@@ -238,50 +264,24 @@ class Comparison:
         deviations = jax.jit(samax.norm_deviation, static_argnums=1)(params, self._groups)
         return {layer: float(value) for layer, value in deviations.items()}
 
-    @property
-    def _steps(self) -> int:
-        return len(self._dataset.train_labels) // self._settings.batch_size
-
     def _schedule(self, spec: MethodSpec) -> optax.Schedule:
-        epochs = self._settings.epochs * spec.epoch_factor
-        return optax.cosine_decay_schedule(self._settings.lr, epochs * self._steps)
+        epochs = self.shared["epochs"] * spec.epoch_factor
+        return optax.cosine_decay_schedule(self.shared["lr"], epochs * self._steps)
+
+    def _optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
+        schedule = self._schedule(spec)
+        # The decay joins the gradient after the method, so that no ascent contains it.
+        base = optax.chain(
+            optax.add_decayed_weights(self.shared["weight_decay"]),
+            optax.sgd(schedule, momentum=MOMENTUM),
+        )
+        steps = self.shared["epochs"] * spec.epoch_factor * self._steps
+        return spec.optimizer(base, learning_rate=schedule, steps=steps, groups=self._groups)
 
     def _trainer(self, spec: MethodSpec) -> Trainer:
         if spec.label not in self._trainers:
-            settings, data, cluster = self._settings, self._dataset, self._cluster
-            parts = (
-                lambda seed: build_model(settings, data, seed),
-                self.optimizer(spec),
-                make_recipe(settings, data),
-            )
-            self._trainers[spec.label] = (
-                Trainer(*parts) if cluster is None else DistributedTrainer(*parts, cluster)
-            )
+            self._trainers[spec.label] = self._task.trainer(self._optimizer(spec))
         return self._trainers[spec.label]
-
-
-def build_model(settings: Settings, dataset: Dataset, seed: int) -> nnx.Module:
-    """Returns the freshly initialized model of a run."""
-    return models.build(
-        settings.model,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.train_images.shape[-1],
-        width=settings.width,
-        dtype=_compute_dtype(settings),
-        rngs=nnx.Rngs(seed),
-    )
-
-
-def make_recipe(settings: Settings, dataset: Dataset) -> Recipe:
-    """Returns how a run makes batches and losses."""
-    return Recipe(
-        settings.batch_size,
-        dataset.mean,
-        dataset.std,
-        settings.flip,
-        settings.label_smoothing,
-        _compute_dtype(settings),
-    )
 
 
 def model_folder(record: Path) -> Path:
@@ -289,16 +289,11 @@ def model_folder(record: Path) -> Path:
     return record.parents[1] / "models" / record.stem
 
 
-def crc32(dataset: Dataset) -> int:
+def crc32(dataset: data.Dataset) -> int:
     """Returns a checksum of all images and labels."""
     crc = 0
-    for array in (
-        dataset.train_images,
-        dataset.train_labels,
-        dataset.test_images,
-        dataset.test_labels,
-    ):
-        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        crc = zlib.crc32(np.ascontiguousarray(getattr(dataset, name)).data, crc)
     return crc
 
 
@@ -308,22 +303,15 @@ def final_metrics(epochs: list[dict[str, Any]]) -> dict[str, float]:
     The training accuracy is that of evaluation mode without augmentation, on the labels that the
     run was trained with: the noisy ones, where there is label noise.
     """
-    last = epochs[-LAST_EPOCHS:]
+    names = ("test_top1", "train_eval_top1", "test_loss", "train_eval_loss")
     means = {
-        name: float(np.mean([entry[name] for entry in last]))
-        for name in ("test_top1", "train_eval_top1", "test_loss", "train_eval_loss")
+        name: float(np.mean([entry[name] for entry in epochs[-LAST_EPOCHS:]])) for name in names
     }
     return {
-        "test_top1": epochs[-1]["test_top1"],
-        "test_top5": epochs[-1]["test_top5"],
-        "test_loss": epochs[-1]["test_loss"],
+        **{name: epochs[-1][name] for name in ("test_top1", "test_top5", "test_loss")},
         **{f"last10_{name}": value for name, value in means.items()},
         "generalization_gap": means["train_eval_top1"] - means["test_top1"],
     }
-
-
-def _compute_dtype(settings: Settings) -> Any:
-    return jnp.bfloat16 if settings.bfloat16 else jnp.float32
 
 
 def _epoch_means(metrics: dict[str, np.ndarray]) -> dict[str, float]:

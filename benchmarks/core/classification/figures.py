@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import STYLE, Colours, band, draw_seeds, legend, palette
+from benchmarks.core.plotting import Colours, band, draw_seeds, legend, palette, save
 from benchmarks.core.records import Record, Runs
 
 
@@ -22,24 +21,20 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
         title: The settings, over every figure.
         equal_time: The time to mark, in seconds, or None.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     colours = palette(runs)
-    with mpl.rc_context(STYLE):
-        drawings = {
-            "accuracy": _accuracy(runs, colours),
-            "learning_curves": _learning_curves(runs, colours),
-            "accuracy_against_time": _against_time(runs, colours, equal_time),
-        }
-        adaptive = {
-            label: seeds
-            for label, seeds in runs.items()
-            if "adaptive_weight" in next(iter(seeds.values()))["epochs"][0]
-        }
-        if adaptive:
-            drawings["samar"] = _adaptive(adaptive, colours)
-        for name, figure in drawings.items():
-            figure.suptitle(title, fontsize=10)
-            figure.savefig(folder / f"{name}.png", bbox_inches="tight", facecolor="white")
+    drawings = {
+        "accuracy": lambda: _accuracy(runs, colours),
+        "learning_curves": lambda: _learning_curves(runs, colours),
+        "accuracy_against_time": lambda: _against_time(runs, colours, equal_time),
+    }
+    adaptive = {
+        label: seeds
+        for label, seeds in runs.items()
+        if "adaptive_weight" in next(iter(seeds.values()))["epochs"][0]
+    }
+    if adaptive:
+        drawings["samar"] = lambda: _adaptive(adaptive, colours)
+    save(folder, drawings, title)
 
 
 def _accuracy(runs: Runs, colours: Colours) -> Figure:

@@ -1,26 +1,18 @@
-"""Tables and figures of a comparison, made from its JSON records alone.
-
-python -m benchmarks.report DIR [DIR ...]
-"""
+"""Tables and figures of a comparison of classifiers, made from its JSON records alone."""
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
-import json
-import sys
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.core import frames
 from benchmarks.core.classification import figures
-from benchmarks.core.frames import markdown_table, paired, show_difference, show_percent, spread
+from benchmarks.core.frames import by_seed, difference, paired, percent, spread
 from benchmarks.core.methods import METHODS, parse_method
-from benchmarks.core.records import Record, Runs, by_seed, read_comparison, write_text
+from benchmarks.core.records import Record, Runs, group, read_comparison
 
 BASELINE = "sgd"
 DOUBLED = "sgd@2"
@@ -28,8 +20,10 @@ DOUBLED = "sgd@2"
 _TITLES = {
     "cifar10": "CIFAR-10",
     "cifar10-jpeg": "CIFAR-10 (JPEG)",  # re-encoded, and so a little harder than the original
+    "cifar10-webp": "CIFAR-10 (WebP)",
     "cifar100": "CIFAR-100",
     "cifar100-jpeg": "CIFAR-100 (JPEG)",
+    "cifar100-webp": "CIFAR-100 (WebP)",
     "digits": "8x8 digits",
 }
 _NOTES = (
@@ -59,9 +53,8 @@ def write(folder: Path) -> str:
     runs = by_method(records)
     rows = summarize(runs)
     text = to_markdown(records[0], rows, runs)
-    write_text(folder / "summary.md", text)
-    write_text(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
-    write_text(folder / "runs.csv", to_csv(records))
+    lines = map(_line, records)
+    frames.write(folder, {"summary.md": text, "summary.json": rows, "runs.csv": frames.csv(lines)})
     figures.write(folder / "figures", runs, "\n".join(title(records[0])), equal_time(runs))
     return text
 
@@ -75,7 +68,7 @@ def by_method(records: Iterable[Record]) -> Runs:
         name = parse_method(config["method"]).name
         return names.index(name), config["epoch_factor"], config["method"], config["seed"]
 
-    return by_seed(records, position)
+    return group(records, position)
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:
@@ -85,19 +78,24 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
     `{"mean": ..., "standard_error": ..., "seeds": n}` over the seeds' differences to a baseline.
     """
     budget = equal_time(runs)
-
-    def at_budget(record: Record) -> float | None:
-        return None if budget is None else accuracy_at(record, budget)
-
+    last10 = {
+        label: by_seed(seeds, lambda record: record["final"]["last10_test_top1"])
+        for label, seeds in runs.items()
+    }
+    at_budget = {
+        label: by_seed(seeds, lambda r: None if budget is None else accuracy_at(r, budget))
+        for label, seeds in runs.items()
+    }
     rows = []
     for label, seeds in runs.items():
+        first = next(iter(seeds.values()))
         row: dict[str, Any] = {"method": label}
-        for name in next(iter(seeds.values()))["final"]:
-            row[name] = spread([_final(name)(record) for record in seeds.values()])
-        row["epochs"] = len(next(iter(seeds.values()))["epochs"])
+        for name in first["final"]:
+            row[name] = spread([record["final"][name] for record in seeds.values()])
+        row["epochs"] = len(first["epochs"])
         row["seconds_per_epoch"] = _epoch_seconds(seeds)
         row["total_seconds"] = spread([total_seconds(record) for record in seeds.values()])
-        row["top1_at_equal_time"] = spread([at_budget(record) for record in seeds.values()])
+        row["top1_at_equal_time"] = spread(at_budget[label])
         if BASELINE in runs:
             row["relative_epoch_time"] = _epoch_seconds(seeds) / _epoch_seconds(runs[BASELINE])
             row["relative_total_time"] = row["relative_epoch_time"] * (
@@ -105,11 +103,11 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
             )
         for baseline in (BASELINE, DOUBLED):
             if baseline in runs and baseline != label:
-                last10 = paired(seeds, runs[baseline], _final("last10_test_top1"))
-                row[f"last10_test_top1_minus_{baseline}"] = last10
+                minus = paired(last10[label], last10[baseline])
+                row[f"last10_test_top1_minus_{baseline}"] = minus
         if BASELINE in runs and label != BASELINE:
-            name = f"top1_at_equal_time_minus_{BASELINE}"
-            row[name] = paired(seeds, runs[BASELINE], at_budget)
+            minus = paired(at_budget[label], at_budget[BASELINE])
+            row[f"top1_at_equal_time_minus_{BASELINE}"] = minus
         rows.append(row)
     return rows
 
@@ -151,119 +149,81 @@ def title(record: Record) -> tuple[str, str]:
     return heading, ", ".join(details)
 
 
+def head(record: Record, runs: Iterable[dict[int, Record]], *packages: str) -> str:
+    """Returns the title with the settings, seeds, hardware and versions under it."""
+    heading, details = title(record)
+    made_on = frames.made_on(record, *packages)
+    return f"# {heading}\n\n{details}. Seeds {frames.seeds_of(runs)}; {made_on}."
+
+
 def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
     """Returns the two tables, of accuracy and of time, with what their columns mean."""
-    hardware = record["hardware"]
-    on_cpu = hardware["backend"] == "cpu"
-    clock = "the process's CPU seconds" if on_cpu else "wall-clock seconds"
+    on_cpu = record["hardware"]["backend"] == "cpu"
     budget = equal_time(runs)
-    accuracy = [["method", "top-1 %", "top-5 %", "test, last 10", "train, last 10", "gap"]]
-    speed = [
-        [
-            "method",
-            "epochs",
-            f"{'CPU' if on_cpu else 'wall'} s an epoch",
-            "epoch / SGD's",
-            "run / SGD's",
-            "top-1 % at equal time",
-        ]
-    ]
-    if BASELINE in runs:
-        accuracy[0].append("last 10 - sgd")
-        speed[0].append("at equal time - sgd")
-    if DOUBLED in runs:
-        accuracy[0].append(f"last 10 - {DOUBLED}")
+    accuracy, speed = [], []
     for row in rows:
-        percents = ("test_top1", "test_top5", "last10_test_top1", "last10_train_eval_top1")
-        line = [row["method"], *(show_percent(row[name]) for name in percents)]
-        line.append(show_percent(row["generalization_gap"]))
-        for baseline in (BASELINE, DOUBLED):
-            if baseline in runs:
-                line.append(show_difference(row.get(f"last10_test_top1_minus_{baseline}")))
-        accuracy.append(line)
-        line = [row["method"], str(row["epochs"]), f"{row['seconds_per_epoch']:.3g}"]
-        for name in ("relative_epoch_time", "relative_total_time"):
-            line.append(f"{row[name]:.2f}" if name in row else "-")
-        line.append(show_percent(row["top1_at_equal_time"]))
-        if BASELINE in runs:
-            line.append(show_difference(row.get(f"top1_at_equal_time_minus_{BASELINE}")))
-        speed.append(line)
+        minus = {
+            f"last 10 - {baseline}": difference(row.get(f"last10_test_top1_minus_{baseline}"))
+            for baseline in (BASELINE, DOUBLED)
+            if baseline in runs
+        }
+        accuracy.append(
+            {
+                "method": row["method"],
+                "top-1 %": percent(row["test_top1"]),
+                "top-5 %": percent(row["test_top5"]),
+                "test, last 10": percent(row["last10_test_top1"]),
+                "train, last 10": percent(row["last10_train_eval_top1"]),
+                "gap": percent(row["generalization_gap"]),
+                **minus,
+            }
+        )
+        at_equal_time = {
+            "at equal time - sgd": difference(row.get(f"top1_at_equal_time_minus_{BASELINE}"))
+        }
+        speed.append(
+            {
+                "method": row["method"],
+                "epochs": str(row["epochs"]),
+                f"{'CPU' if on_cpu else 'wall'} s an epoch": f"{row['seconds_per_epoch']:.3g}",
+                "epoch / SGD's": frames.number(row.get("relative_epoch_time"), ".2f"),
+                "run / SGD's": frames.number(row.get("relative_total_time"), ".2f"),
+                "top-1 % at equal time": percent(row["top1_at_equal_time"]),
+                **(at_equal_time if BASELINE in runs else {}),
+            }
+        )
     terms = {
-        "clock": clock,
+        "clock": "the process's CPU seconds" if on_cpu else "wall-clock seconds",
         "labels": ", with the noisy labels" if record["config"]["label_noise"] else "",
         "budget": f"the {budget:.4g} s of the shortest `{BASELINE}` run"
         if budget
         else f"undefined without `{BASELINE}`",
     }
-    chosen = (next(iter(seeds.values()))["config"] for seeds in runs.values())
-    settings = "; ".join(
-        f"{config['method']}: {_settings(config)}" for config in chosen if config["hyperparameters"]
-    )
-    notes = [f"Hyper-parameters: {settings}." if settings else ""]
-    notes = [textwrap.fill(note.format(**terms), 100) for note in (*notes, *_NOTES) if note]
-    seeds = sorted({seed for method in runs.values() for seed in method})
-    where = f"{hardware['device']}, {hardware['count']} {'core(s)' if on_cpu else 'device(s)'}"
-    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("jax", "flax", "optax"))
-    heading, details = title(record)
-    head = f"# {heading}\n\n{details}. Seeds {', '.join(map(str, seeds))}; {where}; {versions}.\n"
-    return "\n".join(
-        [head, markdown_table(accuracy), "", markdown_table(speed), "", "\n\n".join(notes), ""]
-    )
+    settings = frames.all_settings(runs)
+    parts = [
+        head(record, runs.values(), "jax", "flax", "optax"),
+        frames.markdown(accuracy),
+        frames.markdown(speed),
+        *frames.fill(
+            f"Hyper-parameters: {settings}." if settings else "",
+            *(note.format(**terms) for note in _NOTES),
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def to_csv(records: Iterable[Record]) -> str:
-    """Returns one line a run: its configuration, final metrics and times."""
-    lines = []
-    for record in records:
-        lines.append(
-            {
-                **record["config"],
-                "hyperparameters": _settings(record["config"]),
-                **record["final"],
-                "training_seconds": total_seconds(record),
-                "compile_seconds": record["compile_seconds"],
-                **{key: record["hardware"][key] for key in ("backend", "device", "count")},
-            }
-        )
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
-
-
-def _settings(config: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value:g}" for key, value in config["hyperparameters"].items())
-
-
-def _final(name: str) -> Callable[[Record], float | None]:
-    return lambda record: record["final"][name]
+def _line(record: Record) -> dict[str, Any]:
+    """Returns a run's configuration, final metrics and times."""
+    return {
+        **record["config"],
+        "hyperparameters": frames.settings(record["config"]["hyperparameters"]),
+        **record["final"],
+        "training_seconds": total_seconds(record),
+        "compile_seconds": record["compile_seconds"],
+        **{key: record["hardware"][key] for key in ("backend", "device", "count")},
+    }
 
 
 def _epoch_seconds(seeds: dict[int, Record]) -> float:
     times = [entry["compute_seconds"] for run in seeds.values() for entry in run["epochs"]]
     return float(np.median(times))
-
-
-def run_command(
-    module: str, description: str | None, write: Callable[[Path], str], argv: list[str] | None
-) -> int:
-    """Regenerates the reports of the folders named on the command line."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="with runs/*.json")
-    try:
-        for folder in parser.parse_args(argv).folders:
-            print(write(folder))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return run_command("benchmarks.report", __doc__, write, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

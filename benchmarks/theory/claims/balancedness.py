@@ -16,11 +16,11 @@ import optax
 from matplotlib.figure import Figure
 
 import samax
+from benchmarks.core.precision import float64
 from benchmarks.models.toys import (
     Cores,
     Toy,
     Trajectory,
-    float64,
     nop,
     op,
     steps_to_half,

@@ -15,7 +15,8 @@ import optax
 from matplotlib.figure import Figure
 
 import samax
-from benchmarks.models.toys import Cores, Toy, float64, toys, trajectories
+from benchmarks.core.precision import float64
+from benchmarks.models.toys import Cores, Toy, toys, trajectories
 from benchmarks.theory.common import Claim, Findings, as_json, flow_rate, listed, slope
 from benchmarks.theory.drawing import BLUE, GREEN, GREY, ORANGE, note, panels, predicted
 

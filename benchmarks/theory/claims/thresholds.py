@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 import samax
-from benchmarks.models.toys import float64
+from benchmarks.core.precision import float64
 from benchmarks.theory.common import Claim, Findings, as_json, bisect, descend, slope, spread
 from benchmarks.theory.drawing import BLUE, GREEN, ORANGE, note, panels, predicted
 

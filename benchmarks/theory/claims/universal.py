@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import samax
-from benchmarks.models.toys import float64
+from benchmarks.core.precision import float64
 from benchmarks.theory.claims.universal_problems import (
     FLAT,
     HESSIAN,
