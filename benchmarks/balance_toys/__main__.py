@@ -20,26 +20,19 @@ from benchmarks.balance_toys import figures, report
 from benchmarks.balance_toys.experiment import EVERY, curves, make_record, run
 from benchmarks.core import command, frames, records
 from benchmarks.core.command import Command
-from benchmarks.models.toys import toys
+from benchmarks.models.toys import Toy, toys
 
 Name = Literal["nop", "op", "tucker_large_core", "tucker_small_core"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Command):
-    """Which toys, and how long.
+    """Which toys, and how long."""
 
-    Attributes:
-        toys: Which toys.
-        steps: A multiple of 100; by default each toy's own.
-        seeds: Runs at each noise level.
-        out: The results' folder.
-    """
-
-    toys: tuple[Name, ...] = ("nop", "op", "tucker_large_core", "tucker_small_core")
-    steps: int | None = None
-    seeds: int = 8
-    out: Path = Path("benchmarks/results/balance_toys")
+    toys: tuple[Name, ...] = ("nop", "op", "tucker_large_core", "tucker_small_core")  # Which toys.
+    steps: int | None = None  # A multiple of 100; by default each toy's own.
+    seeds: int = 8  # Runs at each noise level.
+    out: Path = Path("benchmarks/results/balance_toys")  # The results' folder.
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
@@ -50,7 +43,7 @@ class Configuration(Command):
 
 def measure(arguments: Configuration) -> None:
     """Runs all methods of the toys, writes what was found and prints the tables."""
-    chosen = {
+    chosen: dict[str, Toy] = {
         name: toy._replace(steps=arguments.steps or toy.steps)
         for name, toy in toys().items()
         if name in arguments.toys

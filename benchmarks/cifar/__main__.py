@@ -24,22 +24,15 @@ from benchmarks.core.runs import complete_all
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Images):
-    """The comparison, and over which processes it is trained.
+    """The comparison, and over which processes it is trained."""
 
-    Attributes:
-        label_noise: The share of training labels made wrong.
-        distributed: Train over all devices of all processes that run this same command; JAX finds
-            them where it knows the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU).
-        coordinator: Elsewhere: HOST:PORT at process 0.
-        processes: Elsewhere: how many processes there are.
-        process_id: Elsewhere: which of them this is, from 0.
-    """
-
-    label_noise: float = 0.0
+    label_noise: float = 0.0  # The share of training labels made wrong.
+    # Train over all devices of all processes that run this same command; JAX finds them where it
+    # knows the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU).
     distributed: bool = False
-    coordinator: str | None = None
-    processes: int | None = None
-    process_id: int | None = None
+    coordinator: str | None = None  # Elsewhere: HOST:PORT at process 0.
+    processes: int | None = None  # Elsewhere: how many processes there are.
+    process_id: int | None = None  # Elsewhere: which of them this is, from 0.
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""

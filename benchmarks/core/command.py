@@ -1,6 +1,6 @@
 """The command of an experiment: a frozen dataclass is the command line, its help and the record.
 
-An experiment's `Configuration` inherits from `Command`; its docstring's `Attributes` are the help.
+An experiment's `Configuration` inherits from `Command`; the comments of its fields are the help.
 """
 
 from __future__ import annotations
@@ -144,13 +144,9 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Folders(Command):
-    """The results whose tables and figures are to be made anew.
+    """The results whose tables and figures are to be made anew."""
 
-    Attributes:
-        folders: Results' folders.
-    """
-
-    folders: Paths
+    folders: Paths  # Results' folders.
 
 
 def report(write: Callable[[Path], str], module: str, argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ _RULE = tabulate.Line("| ", "-", " | ", " |")
 _FORMAT = tabulate.TableFormat(None, _RULE, None, None, _CELLS, _CELLS, 0, None)
 
 
-def markdown(rows: Iterable[Any], header: Sequence[str] | None = None) -> str:
+def markdown(rows: Iterable[Any], header: list[str] | None = None) -> str:
     """Returns a Markdown table of rows of texts; what a row lacks is a dash.
 
     Args:
@@ -37,11 +37,6 @@ def markdown(rows: Iterable[Any], header: Sequence[str] | None = None) -> str:
 def csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """Returns a CSV file of rows; what a row lacks is empty."""
     return pd.DataFrame(list(rows), dtype=object).to_csv(index=False, lineterminator="\n")
-
-
-def flat(row: Mapping[str, Any]) -> Row:
-    """Returns a row with what is nested in it under names joined by underscores."""
-    return pd.json_normalize(dict(row), sep="_").iloc[0].to_dict()
 
 
 def by_seed(seeds: Mapping[int, Record], value: Callable[[Record], float | None]) -> pd.Series:

@@ -20,6 +20,7 @@ class Compiled(NamedTuple):
         compile_seconds: XLA's compilation.
         argument_bytes: Memory of the arguments; None where the backend does not tell.
         temp_bytes: Peak of the temporary memory; None where the backend does not tell.
+        flops: Floating-point operations that XLA states; None where it does not tell.
     """
 
     run: Callable
@@ -27,6 +28,7 @@ class Compiled(NamedTuple):
     compile_seconds: float
     argument_bytes: int | None
     temp_bytes: int | None
+    flops: float | None
 
 
 class Spread(NamedTuple):
@@ -54,6 +56,7 @@ def compile_program(function: Callable, *arguments: Any) -> Compiled:
         end - middle,
         getattr(memory, "argument_size_in_bytes", None),
         getattr(memory, "temp_size_in_bytes", None),
+        dict(program.cost_analysis() or {}).get("flops"),
     )
 
 

@@ -89,6 +89,12 @@ class Tokens(NamedTuple):
             yield chosen, np.resize(chosen, size)
 
 
+def check(name: str) -> None:
+    """Raises a `ValueError` unless there is such a task."""
+    if name not in TASKS:
+        raise ValueError(f"--task {name!r} is unknown; the tasks are {', '.join(TASKS)}.")
+
+
 def load(name: str, data: Path) -> tuple[Examples, Examples]:
     """Loads a task's training pool and test set.
 
@@ -100,8 +106,7 @@ def load(name: str, data: Path) -> tuple[Examples, Examples]:
         FileNotFoundError: A file is missing.
         ValueError: The task is unknown, or a file is not in the layout of `Task`.
     """
-    if name not in TASKS:
-        raise ValueError(f"--task {name!r} is unknown; the tasks are {', '.join(TASKS)}.")
+    check(name)
     task = TASKS[name]
     folder = data / name if (data / name).is_dir() else data
     for file in (task.train, task.test):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.core import command
-from benchmarks.core.command import Command, Names, choose
+from benchmarks.core.command import Command, Names
 from benchmarks.core.methods import parse_methods
 from benchmarks.core.runs import complete_all
 from benchmarks.data import text
@@ -29,55 +29,35 @@ from benchmarks.lora.methods import METHODS, PROBE, optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Command):
-    """The task, the adapters and the training.
+    """The task, the adapters and the training."""
 
-    Attributes:
-        task: sst2 or trec.
-        data: The folder of the task's files, or its parent.
-        methods: Rows, with settings after colons (sam:rho=0.1:lr=3e-4); probe is logistic
-            regression on the frozen features.
-        shots: Training examples a class.
-        seeds: Runs of each method.
-        seed_start: The first seed.
-        steps: Iterations; alpha is scaled by 1000 / steps.
-        eval_every: Iterations between evaluations and checkpoints.
-        batch_size: Examples a step.
-        length: Tokens after which a sentence is cut.
-        adapter: Of two cores (lora) or of three (flora).
-        rank: The adapters' rank.
-        lora_alpha: The adapters' output is scaled by this / rank.
-        bfloat16: The encoder in bfloat16; adapters in float32.
-        model: A BERT model's folder; by default all-MiniLM-L6-v2 as installed.
-        tune: First search lr, rho and alpha on held-out examples.
-        trials: Of --tune, a method.
-        out: The results' folder; by default runs/lora-TASK.
-    """
-
-    task: str = "trec"
-    data: Path | None = None
+    task: str = "trec"  # sst2 or trec.
+    data: Path | None = None  # The folder of the task's files, or its parent.
+    # Rows, with settings after colons (sam:rho=0.1:lr=3e-4); probe is logistic regression on the
+    # frozen features.
     methods: Names = tuple(METHODS)
-    shots: int = 512
-    seeds: int = 3
-    seed_start: int = 0
-    steps: int = 250
-    eval_every: int = 50
-    batch_size: int = 16
-    length: int = 64
-    adapter: Literal["lora", "flora"] = "lora"
-    rank: int = 8
-    lora_alpha: float = 16.0
-    bfloat16: bool = False
-    model: Path | None = None
-    tune: bool = False
-    trials: int = 9
-    out: Path | None = None
+    shots: int = 512  # Training examples a class.
+    seeds: int = 3  # Runs of each method.
+    seed_start: int = 0  # The first seed.
+    steps: int = 250  # Iterations; alpha is scaled by 1000 / steps.
+    eval_every: int = 50  # Iterations between evaluations and checkpoints.
+    batch_size: int = 16  # Examples a step.
+    length: int = 64  # Tokens after which a sentence is cut.
+    adapter: Literal["lora", "flora"] = "lora"  # Of two cores (lora) or of three (flora).
+    rank: int = 8  # The adapters' rank.
+    lora_alpha: float = 16.0  # The adapters' output is scaled by this / rank.
+    bfloat16: bool = False  # The encoder in bfloat16; adapters in float32.
+    model: Path | None = None  # A BERT model's folder; by default all-MiniLM-L6-v2 as installed.
+    tune: bool = False  # First search lr, rho and alpha on held-out examples.
+    trials: int = 9  # Of --tune, a method.
+    out: Path | None = None  # The results' folder; by default runs/lora-TASK.
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
         self.at_least(1, "shots", "seeds", "steps", "eval_every", "batch_size", "length", "rank")
         self.at_least(1, "trials")
         self.above_zero("lora_alpha")
-        choose([self.task], list(text.TASKS), "task")
+        text.check(self.task)
 
 
 def compare(arguments: Configuration) -> None:

@@ -116,7 +116,7 @@ class Comparison(Experiment[Run]):
         }
         records.check_folder(folder, self._shared)
         self._evaluation = self._tokenize(split.evaluation)
-        options = {"adapter": arguments.adapter, "rank": arguments.rank}
+        options: dict[str, Any] = {"adapter": arguments.adapter, "rank": arguments.rank}
         self._model = SentenceTask(
             lambda seed: build_classifier(
                 pretrained.encoder,

@@ -52,12 +52,12 @@ def optimizer(spec: MethodSpec, steps: int) -> optax.GradientTransformationExtra
         ValueError: A hyper-parameter has an unknown name or an invalid value.
     """
     settings = dict(spec.hyperparameters)
-    rate = settings.pop("lr", None if spec.name == PROBE else 0.0)
-    if rate is not None and not rate > 0:
+    rate = settings.pop("lr") if spec.method.defaults else 0.0  # the probe has none
+    if spec.method.defaults and not rate > 0:
         raise ValueError(f"Method {spec.label!r} cannot be built: lr must be above 0, got {rate}.")
     return dataclasses.replace(spec, hyperparameters=settings).optimizer(
-        optax.adamw(rate or 0.0, weight_decay=WEIGHT_DECAY),
-        learning_rate=rate or 0.0,
+        optax.adamw(rate, weight_decay=WEIGHT_DECAY),
+        learning_rate=rate,
         steps=steps,
         groups=samax.lora_groups,
         alpha_scale=PAPER_STEPS / steps,

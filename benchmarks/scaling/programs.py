@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import samax
+from benchmarks.core import methods as core_methods
 
 LAYOUTS = {
     "jit": "data parallel under jit: parameters replicated, the batch split",
@@ -23,7 +24,6 @@ METHODS = ("sgd", "sam", "sam_per_device", "trace_sam", "nbar", "obar", "das")
 
 _AXIS = "devices"
 _RATE = 0.01
-_BALANCED = {"nbar": samax.nbar, "obar": samax.obar, "das": samax.das}
 
 
 class Size(NamedTuple):
@@ -131,9 +131,10 @@ def _shardings(layout: str, params: Any, mesh: Mesh) -> Any:
 
 def _optimizer(layout: str, method: str) -> optax.GradientTransformationExtraArgs:
     base = optax.sgd(_RATE)
-    if method in _BALANCED:
+    if method in core_methods.BALANCING:
         groups = samax.lora_groups
-        base = _BALANCED[method](base, learning_rate=_RATE, alpha=1.0, groups=groups)
+        factory = core_methods.METHODS[method].factory
+        base = factory(base, learning_rate=_RATE, alpha=1.0, groups=groups)
     mean = [samax.cross_replica_mean(_AXIS)] if layout == "shard_map" else []
     parts = {
         "sam": [*mean, samax.sam(), *mean],

@@ -1,23 +1,19 @@
-"""The tables, targets and figure of `benchmarks.scaling`."""
+"""The tables and targets of `benchmarks.scaling`, from its record alone.
+
+python -m benchmarks.scaling.report DIR [DIR ...]
+"""
 
 from __future__ import annotations
 
-import csv
-import io
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-
-from benchmarks.core import plotting, records
-from benchmarks.core.frames import markdown_table
-from benchmarks.scaling.programs import LAYOUTS, METHODS
+from benchmarks.core import command, frames, records
+from benchmarks.scaling import figures
+from benchmarks.scaling.programs import LAYOUTS
 
 Row = dict[str, Any]
 
@@ -32,10 +28,7 @@ SGD's go in one all-reduce there. Beside the norms of BAR and DAS, some of which
 and then travel with the next one's, they go one by one: the bytes are the same, the collectives are
 more. Which arrays share a collective is XLA's choice, and another on accelerators.
 """
-_CPU_TIMES = """\
-Simulated devices share the cores of one CPU: these times say nothing about scaling.
-"""
-_BALANCING = ("nbar", "obar", "das")
+_CPU_TIMES = "Simulated devices share the cores of one CPU: these times say nothing about scaling."
 _DATA_PARALLEL = ("jit", "shard_map")
 
 
@@ -56,7 +49,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     for layout in _DATA_PARALLEL if several else ():
         claims = [
             ("sam", 2, "synchronized SAM moves exactly twice SGD's bytes"),
-            *((name, 1, f"{name} moves exactly SGD's bytes") for name in _BALANCING),
+            *((name, 1, f"{name} moves exactly SGD's bytes") for name in ("nbar", "obar", "das")),
         ]
         if layout == "shard_map":
             claims.insert(1, ("sam_per_device", 1, "per-device SAM moves exactly SGD's bytes"))
@@ -67,7 +60,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
             shown = ", ".join(f"{ratio:g}" for ratio in sorted(set(ratios)))
             found.append(Target(layout, claim, f"{shown} times", "met" if same else "not met"))
     for layout in ("fsdp", "tensor") if several else ():
-        for method in _BALANCING:
+        for method in ("nbar", "obar", "das"):
             pairs = [(by[layout, method, n], by[layout, "sgd", n]) for n in several]
             found.append(_norms_target(layout, method, pairs))
     return found
@@ -102,82 +95,66 @@ def _matrices(row: Row) -> Counter:
     return Counter(array for array in arrays if len(array[2]) > 1)
 
 
-def write(
-    folder: Path, settings: Mapping[str, Any], rows: Sequence[Row], times: Sequence[Row]
-) -> str:
-    """Writes `results.json`, `results.csv`, `summary.md` and `bytes.png`.
-
-    Args:
-        folder: Created if missing.
-        settings: The sizes.
-        rows: What each layout, method and number of devices sends.
-        times: What a step of each takes; empty if nothing was timed.
+def write(folder: Path) -> str:
+    """Writes `results.csv`, `summary.md` and `bytes.png` from `results.json`.
 
     Returns:
         The text of `summary.md`.
     """
-    found = targets(rows)
-    hardware, versions = records.hardware(), records.versions()
-    text = to_markdown(settings, hardware, versions, rows, times, found)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "format": records.FORMAT,
-        "settings": dict(settings),
-        "hardware": hardware,
-        "versions": versions,
-        "targets": [target._asdict() for target in found],
-        "programs": list(rows),
-        "times": list(times),
-    }
-    records.write_record(folder / "results.json", record)
-    records.write_text(folder / "results.csv", to_csv(rows, times))
-    records.write_text(folder / "summary.md", text)
-    _figure(settings, rows).savefig(folder / "bytes.png", facecolor="white")
+    record = records.read_record(folder / "results.json")
+    text = to_markdown(record)
+    seconds = {_key(row): row["seconds"] for row in record["times"]}
+    names = ("layout", "method", "devices", "collectives", "bytes", "sent_bytes")
+    lines = frames.csv(
+        {
+            **{name: row[name] for name in names},
+            "norm_collectives": norm_collectives(row),
+            "seconds": seconds.get(_key(row)),
+        }
+        for row in record["programs"]
+    )
+    frames.write(folder, {"results.csv": lines, "summary.md": text})
+    figures.write(folder, record["settings"], record["programs"])
     return text
 
 
-def to_markdown(
-    settings: Mapping[str, Any],
-    hardware: Mapping[str, Any],
-    versions: Mapping[str, str],
-    rows: Sequence[Row],
-    times: Sequence[Row],
-    found: Sequence[Target],
-) -> str:
+def to_markdown(record: records.Record) -> str:
     """Returns a table a layout, one of the times if there are any, and one of the targets."""
+    settings, hardware, versions = record["settings"], record["hardware"], record["versions"]
     software = ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax"))
-    lines = [
+    parts = [
         f"# What a step sends between devices ({hardware['backend']}, {software})",
-        "",
         f"{settings['layers']} layers of two factors, {settings['width']} x {settings['rank']}: "
         f"{settings['parameters']:,} parameters ({4 * settings['parameters'] / 1024:g} KiB), "
         f"{settings['batch']} examples on each device.",
-        "",
-        _NOTES,
+        _NOTES.strip(),
     ]
     for layout, description in LAYOUTS.items():
-        lines += [f"## {layout}: {description}", ""]
-        lines += [_table(rows, layout, lambda r: f"{_kib(r)} ({r['collectives']})"), ""]
-    if times:
-        lines += ["## Milliseconds a step, weak scaling", ""]
+        sent = _table(record["programs"], layout, lambda r: f"{_kib(r)} ({r['collectives']})")
+        parts += [f"## {layout}: {description}", sent]
+    if record["times"]:
+        parts.append("## Milliseconds a step, weak scaling")
         if hardware["backend"] == "cpu":
-            lines += [_CPU_TIMES]
-        for layout in dict.fromkeys(row["layout"] for row in times):
-            lines += [f"{layout}:", "", _table(times, layout, _milliseconds), ""]
-    if found:
-        header = ["layout", "target", "found", ""]
-        lines += ["## Targets", "", markdown_table([header, *(list(row) for row in found)]), ""]
-    return "\n".join(lines)
+            parts.append(_CPU_TIMES)
+        for layout in dict.fromkeys(row["layout"] for row in record["times"]):
+            parts += [f"{layout}:", _table(record["times"], layout, _milliseconds)]
+    if record["targets"]:
+        rows = [list(target.values()) for target in record["targets"]]
+        parts += ["## Targets", frames.markdown(rows, ["layout", "target", "found", ""])]
+    return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Row], layout: str, show: Any) -> str:
-    cells: dict[str, list[str]] = {}
-    counts = sorted({row["devices"] for row in rows})
+def _table(rows: Sequence[Row], layout: str, show: Callable[[Row], str]) -> str:
+    cells: dict[str, dict[str, str]] = {}
     for row in sorted(rows, key=lambda row: row["devices"]):
         if row["layout"] == layout:
-            cells.setdefault(row["method"], []).append(show(row))
-    header = ["method", *(f"{n} device{'s' if n > 1 else ''}" for n in counts)]
-    return markdown_table([header, *([method, *cells[method]] for method in cells)])
+            column = f"{row['devices']} device{'s' if row['devices'] > 1 else ''}"
+            cells.setdefault(row["method"], {"method": row["method"]})[column] = show(row)
+    return frames.markdown(cells.values())
+
+
+def _key(row: Row) -> tuple[str, str, int]:
+    return row["layout"], row["method"], row["devices"]
 
 
 def _kib(row: Row) -> str:
@@ -188,52 +165,5 @@ def _milliseconds(row: Row) -> str:
     return f"{1e3 * row['seconds']:.4g} ({row['over_fewest']['median']:.2f}x)"
 
 
-def to_csv(rows: Sequence[Row], times: Sequence[Row]) -> str:
-    """Returns one line a layout, method and number of devices."""
-    seconds = {(t["layout"], t["method"], t["devices"]): t["seconds"] for t in times}
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    names = ("layout", "method", "devices", "collectives", "bytes", "sent_bytes")
-    writer.writerow([*names, "norm_collectives", "seconds"])
-    for row in rows:
-        time = seconds.get((row["layout"], row["method"], row["devices"]))
-        writer.writerow([*(row[name] for name in names), norm_collectives(row), time])
-    return stream.getvalue()
-
-
-def _figure(settings: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
-    """A panel a layout: bars of what a device sends, by number of devices and method."""
-    colours = plotting.palette(METHODS)
-    with mpl.rc_context(plotting.STYLE):
-        figure = Figure(figsize=(11, 7.5), layout="constrained")
-        axes = figure.subplots(2, 2).flat
-        for axis, layout in zip(axes, LAYOUTS, strict=True):
-            _bars(axis, [row for row in rows if row["layout"] == layout], colours)
-            axis.set_title(LAYOUTS[layout].replace(": ", ":\n", 1), fontsize=9, loc="left")
-        handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-        figure.legend(handles=handles, loc="outside right center")
-        figure.suptitle(
-            f"What each device sends in a step; {settings['parameters']:,} parameters "
-            f"({4 * settings['parameters'] / 1024:g} KiB)",
-            fontsize=10,
-        )
-    return figure
-
-
-def _bars(axis: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
-    counts = sorted({row["devices"] for row in rows})
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    width = 0.8 / len(names)
-    for place, name in enumerate(names):
-        sent = {row["devices"]: row["sent_bytes"] / 1024 for row in rows if row["method"] == name}
-        offset = (place - (len(names) - 1) / 2) * width
-        axis.bar(
-            np.arange(len(counts)) + offset,
-            [sent[number] for number in counts],
-            0.9 * width,
-            color=colours[name],
-        )
-    axis.set_xticks(range(len(counts)), [str(number) for number in counts])
-    axis.grid(axis="x", visible=False)
-    axis.set_xlabel("devices")
-    axis.set_ylabel("sent by a device (KiB a step)")
+if __name__ == "__main__":
+    sys.exit(command.report(write, "benchmarks.scaling.report"))

@@ -24,21 +24,13 @@ from benchmarks.sharpness.measures import Budget
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Command):
-    """What is measured, and how much is spent on a model.
+    """What is measured, and how much is spent on a model."""
 
-    Attributes:
-        runs: Results' folders of benchmarks.cifar.
-        data: The data set that they were trained on.
-        examples: Training images to measure on.
-        products: Lanczos steps.
-        samples: Random vectors.
-    """
-
-    runs: Paths
-    data: str = "digits"
-    examples: int = 1024
-    products: int = 20
-    samples: int = 12
+    runs: Paths  # Results' folders of benchmarks.cifar.
+    data: str = "digits"  # The data set that they were trained on.
+    examples: int = 1024  # Training images to measure on.
+    products: int = 20  # Lanczos steps.
+    samples: int = 12  # Random vectors.
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""

@@ -86,8 +86,8 @@ def measure(model: Model, budget: Budget, key: jax.Array) -> Iterator[tuple[str,
     keys = iter(jax.random.split(key, 7))
     operator = samax.hessian_operator(loss_fn, params, batches)
     adaptive = samax.scaled_operator(operator, params)
-    lanczos = {"num_products": budget.products}
-    sampled = {"num_samples": budget.samples}
+    lanczos: dict[str, Any] = {"num_products": budget.products}
+    sampled: dict[str, Any] = {"num_samples": budget.samples}
 
     loss, grads = mean_loss_and_grad(loss_fn, batches)(params)
     yield "loss", {"value": float(loss), "grad_norm": float(optax.tree.norm(grads))}

@@ -2,10 +2,13 @@
 
     python -m benchmarks.step_time
     python -m benchmarks.step_time --problems cnn --methods limit,sam,optax_opaque --rounds 200
+    python -m benchmarks.step_time --problems tr-resnet32 --methods sam,das --batch-size 128
+    python -m benchmarks.step_time --problems lora
 
-All methods run in one process, in turn, and are compared within each round, so that what else
-happens on the machine does not decide between them. Writes results.json, results.csv, summary.md
-and step_time.png to `--out`.
+`lora` is a step of all-MiniLM-L6-v2's adapters (see `benchmarks.lora`); any name of an image model
+is a problem. All methods run in one process, in turn, and are compared within each round, so that
+what else happens on the machine does not decide between them. Writes results.json, results.csv,
+summary.md and step_time.png to `--out`.
 
 XLA compiles for CPU in a time that is quadratic in the number of leaves, for any optimizer. So
 10,000 leaves run operation by operation, and fewer compiled; where the minutes do not matter,
@@ -14,7 +17,6 @@ XLA compiles for CPU in a time that is quadratic in the number of leaves, for an
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -22,110 +24,75 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import track
+import tqdm
 
-from benchmarks.core.timing import compile_program, interleave
+from benchmarks import models
+from benchmarks.core import command, records
+from benchmarks.core.command import Command, Names, choose
+from benchmarks.core.timing import compile_program, going_on, interleave
+from benchmarks.models import bert
 from benchmarks.step_time import report
-from benchmarks.step_time.problems import DESCRIPTIONS, Problem, Step, pytree, training
-
-_STDERR = Console(stderr=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The size of the benchmark.
-
-    Attributes:
-        problems: Which problems.
-        methods: Which methods, and always `base`; None for each problem's own choice.
-        batch_size: Images in a training step.
-        leaves: Leaves of the compiled pytree.
-        eager_leaves: Leaves of the pytree that is not compiled.
-        rounds: Timed rounds; None for each problem's own number.
-    """
-
-    problems: tuple[str, ...]
-    methods: tuple[str, ...] | None = None
-    batch_size: int = 64
-    leaves: int = 1_000
-    eager_leaves: int = 10_000
-    rounds: int | None = None
-
+from benchmarks.step_time.experiment import DESCRIPTIONS, Problem, lora, pytree, training
 
 # A round of all twelve takes over a minute on two cores.
 _SLOW_METHODS = (
     *("base", "limit", "sam", "sam_quarter", "samar"),
     *("optax_opaque", "optax_transparent"),
 )
-_PROBLEMS: dict[str, Callable[[Settings], Problem]] = {
-    "cnn": lambda s: training("cnn", s.batch_size, rounds=200),
-    "resnet18": lambda s: training("resnet18", s.batch_size, 7, _SLOW_METHODS),
-    "pytree": lambda s: pytree(s.leaves, rounds=200, compiled=True),
-    "pytree_eager": lambda s: pytree(s.eager_leaves, rounds=5, compiled=False),
+_PROBLEMS: dict[str, Callable[[Configuration], Problem]] = {
+    "cnn": lambda c: training("cnn", c.batch_size or 64, rounds=200),
+    "resnet18": lambda c: training("resnet18", c.batch_size or 64, 7, _SLOW_METHODS),
+    "pytree": lambda c: pytree(c.leaves or 1_000, rounds=200, compiled=True),
+    "pytree_eager": lambda c: pytree(c.leaves or 10_000, rounds=5, compiled=False),
 }
-_FULL = Settings(tuple(_PROBLEMS))
-_SMOKE = Settings(
-    problems=("cnn", "pytree", "pytree_eager"),
-    methods=("base", "limit", "sam", "sam_quarter", "optax_opaque", "optax_transparent"),
-    batch_size=8,
-    leaves=20,
-    eager_leaves=50,
-    rounds=3,
+_FULL = tuple(_PROBLEMS)
+_PROBLEMS["lora"] = lambda c: lora(
+    c.batch_size or 16, c.length, c.rank, 30, bert.load(c.model or bert.model_folder())
 )
+_SMOKE: dict[str, Any] = {
+    "problems": ("cnn", "pytree", "pytree_eager"),
+    "methods": ("base", "limit", "sam", "sam_quarter", "optax_opaque", "optax_transparent"),
+    "batch_size": 8,
+    "leaves": 20,
+    "rounds": 3,
+}
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> tuple[Settings, Path]:
-    """Reads the command line.
+@dataclasses.dataclass(frozen=True)
+class Configuration(Command):
+    """What is timed, and at which size."""
 
-    Returns:
-        The settings and the results' folder.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_time",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--problems", type=_names(_PROBLEMS), help=f"of {', '.join(_PROBLEMS)}; default: all")
-    add("--methods", type=_names(DESCRIPTIONS), help=f"of {', '.join(DESCRIPTIONS)}")
-    add("--rounds", type=_positive, help="timed rounds; default: each problem's own number")
-    add("--leaves", type=_positive, help="leaves of both pytrees")
-    add("--smoke", action="store_true", help="seconds instead of minutes: does it run at all?")
-    add(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results/step_time"),
-        help="the results' folder; default: %(default)s",
-    )
-    arguments = parser.parse_args(argv)
-    chosen: dict[str, Any] = {
-        name: getattr(arguments, name)
-        for name in ("problems", "methods", "rounds", "leaves")
-        if getattr(arguments, name) is not None
-    }
-    if "leaves" in chosen:
-        chosen["eager_leaves"] = chosen["leaves"]
-    return dataclasses.replace(_SMOKE if arguments.smoke else _FULL, **chosen), arguments.out
+    # Of cnn, resnet18, pytree, pytree_eager, lora and all names of image models.
+    problems: Names = _FULL
+    # By default each problem's own choice.
+    methods: Names = ()
+    batch_size: int | None = None  # By default 64 images, or 16 sentences.
+    rounds: int | None = None  # Timed rounds; by default each problem's own number.
+    leaves: int | None = None  # Of both pytrees; by default 1,000, and 10,000 not compiled.
+    length: int = 64  # Of lora: tokens.
+    rank: int = 8  # Of lora: the adapters' rank.
+    model: Path | None = None  # Of lora: a BERT model's folder; by default as installed.
+    smoke: bool = False  # Seconds instead of minutes: does it run at all?
+    out: Path = Path("benchmarks/results/step_time")
 
+    def check(self) -> None:
+        """Raises a `ValueError` that names an argument which is out of its range."""
+        self.at_least(1, "batch_size", "rounds", "leaves", "length", "rank")
+        choose(self.problems, [*_PROBLEMS, *models.MODELS], "problems")
+        choose(self.methods or ["base"], list(DESCRIPTIONS), "methods")
 
-def _names(known: dict[str, Any]) -> Callable[[str], tuple[str, ...]]:
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-        unknown = [name for name in names if name not in known]
-        if unknown or not names:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: choose, separated by commas, from {', '.join(known)}"
-            )
-        return names
+    def problem(self, name: str) -> Problem:
+        """Makes a problem of the size asked for.
 
-    return parse
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of 1 or more")
-    return int(text)
+        Raises:
+            ValueError: LoRA's model is not installed, or is not at its place.
+        """
+        if name not in _PROBLEMS:
+            return training(name, self.batch_size or 64, rounds=30)
+        try:
+            return _PROBLEMS[name](self)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error}") from error
 
 
 def measure(problem: Problem, methods: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -141,13 +108,13 @@ def measure(problem: Problem, methods: Sequence[str], rounds: int) -> dict[str, 
     """
     names = [name for name in problem.methods if name == "base" or name in methods]
     runs, programs = {}, {}
-    for name in track(names, "compile" if problem.compiled else "prepare", console=_STDERR):
+    for name in tqdm.tqdm(names, "compile" if problem.compiled else "prepare"):
         step = problem.build(name)
         if problem.compiled:
             programs[name] = compile_program(step.function, step.carry, *step.inputs)
             step = step._replace(function=programs[name].run)
-        runs[name] = _runner(step)
-    seconds = interleave(runs, track(range(rounds), "time   ", console=_STDERR))
+        runs[name] = going_on(step.function, step.carry, *step.inputs, calls=step.calls)
+    seconds = interleave(runs, tqdm.trange(rounds, desc="time   "))
     return {
         "title": problem.title,
         "rounds": rounds,
@@ -158,33 +125,39 @@ def measure(problem: Problem, methods: Sequence[str], rounds: int) -> dict[str, 
     }
 
 
-def _runner(step: Step) -> Callable[[], Any]:
-    carry = step.carry
-
-    def run() -> Any:
-        nonlocal carry
-        for _ in range(step.calls):
-            carry, output = step.function(carry, *step.inputs)
-        return carry, output
-
-    return run
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    settings, folder = parse_arguments(argv)
+def measure_all(arguments: Configuration) -> None:
+    """Measures the problems, writes the report and prints its tables."""
+    if arguments.smoke:
+        given = {
+            field.name: getattr(arguments, field.name)
+            for field in dataclasses.fields(Configuration)
+            if getattr(arguments, field.name) != field.default
+        }
+        arguments = dataclasses.replace(arguments, **_SMOKE | given)
     results = {}
-    for name in settings.problems:
-        problem = _PROBLEMS[name](settings)
-        _STDERR.print(f"{name}: {problem.title}", highlight=False)
-        results[name] = measure(
-            problem,
-            settings.methods or problem.default_methods,
-            settings.rounds or problem.rounds,
-        )
-    print(report.write(folder, dataclasses.asdict(settings), results))
-    print(f"Results and figure: {folder}")
-    return 0
+    for name in arguments.problems:
+        problem = arguments.problem(name)
+        print(f"{name}: {problem.title}", file=sys.stderr)
+        methods = arguments.methods or problem.default_methods
+        results[name] = measure(problem, methods, arguments.rounds or problem.rounds)
+    settings = dataclasses.asdict(arguments)
+    left_out = ("out", "model", "smoke")  # where, and what is told by the rest
+    record = {
+        "format": records.FORMAT,
+        "settings": {name: value for name, value in settings.items() if name not in left_out},
+        "hardware": records.hardware(),
+        "versions": records.versions(),
+        "targets": report.targets(results),
+        "problems": results,
+    }
+    records.write_record(arguments.out / "results.json", record)
+    print(report.write(arguments.out))
+    print(f"Results and figure: {arguments.out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return command.run(Configuration, measure_all, "benchmarks.step_time", argv, "Nothing")
 
 
 if __name__ == "__main__":

@@ -27,19 +27,12 @@ from benchmarks.tensor_completion import experiment, report
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Command):
-    """How long, and how often.
+    """How long, and how often."""
 
-    Attributes:
-        steps: A multiple of 100.
-        splits: Splits of the entries.
-        rounds: Timed rounds.
-        out: The results' folder.
-    """
-
-    steps: int = 50_000
-    splits: int = 3
-    rounds: int = 60
-    out: Path = Path("benchmarks/results/tensor_completion")
+    steps: int = 50_000  # A multiple of 100.
+    splits: int = 3  # Splits of the entries.
+    rounds: int = 60  # Timed rounds.
+    out: Path = Path("benchmarks/results/tensor_completion")  # The results' folder.
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""

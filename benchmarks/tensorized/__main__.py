@@ -24,15 +24,12 @@ from benchmarks.tensorized import report
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Images):
-    """The comparison at several noise levels.
-
-    Attributes:
-        label_noise: The shares of training labels made wrong, separated by commas.
-    """
+    """The comparison at several noise levels."""
 
     model: str = "tr-cnn"
     methods: Names = ("sgd", "sam", "das")
     batch_size: int = 128
+    # The shares of training labels made wrong, separated by commas.
     label_noise: Shares = (0.0, 0.4, 0.6, 0.8)
 
     def check(self) -> None:

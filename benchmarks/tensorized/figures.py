@@ -23,8 +23,8 @@ def write(folder: Path, rows: list[dict[str, Any]], title: str) -> None:
         rows: One a noise level and method.
         title: The settings, over the figure.
     """
-    options = {"bbox_inches": "tight", "dpi": 130}
-    save(folder, {"accuracy": lambda: _accuracy(rows)}, title, **options)
+    drawings = {"accuracy": lambda: _accuracy(rows)}
+    save(folder, drawings, title, bbox_inches="tight", dpi=130)
 
 
 def _accuracy(rows: list[dict[str, Any]]) -> Figure:

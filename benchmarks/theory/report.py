@@ -1,14 +1,16 @@
-"""The results of `benchmarks.theory`: a table of claims, from the topics' records."""
+"""The claims' table and figures, from the records of `benchmarks.theory` alone.
+
+python -m benchmarks.theory.report DIR [DIR ...]
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 
-from benchmarks.core import records
-from benchmarks.core.frames import markdown_table
+from benchmarks.core import command, frames, records
+from benchmarks.theory import figures
+from benchmarks.theory.experiment import TOPICS
 
 _NOTES = """\
 *Outside* marks a claim about where a law or a method breaks down; it holds if that happens. Dashed
@@ -17,21 +19,23 @@ all threads, compilation included.
 """
 
 
-def write(folder: Path, topics: Sequence[str]) -> str:
-    """Writes `claims.csv` and `summary.md` about the topics whose records are in the folder.
-
-    Args:
-        folder: The results' folder.
-        topics: The topics' names, in the order of the report.
+def write(folder: Path) -> str:
+    """Writes `claims.csv`, `summary.md` and the figures of the topics that are in the folder.
 
     Returns:
-        The text of `summary.md`.
+        The text of `summary.md`; none where there is no topic.
     """
-    paths = {name: folder / f"{name}.json" for name in topics}
+    paths = {name: folder / f"{name}.json" for name in TOPICS}
     found = {name: records.read_record(path) for name, path in paths.items() if path.exists()}
+    if not found:
+        return ""
     text = _summary(found)
-    records.write_text(folder / "claims.csv", _csv(found))
-    records.write_text(folder / "summary.md", text)
+    lines = frames.csv(
+        {"topic": name, **claim} for name, record in found.items() for claim in record["claims"]
+    )
+    frames.write(folder, {"claims.csv": lines, "summary.md": text})
+    for name, record in found.items():
+        figures.write(TOPICS[name].draw, record["series"], folder / f"{name}.png")
     return text
 
 
@@ -42,30 +46,30 @@ def _summary(found: dict[str, records.Record]) -> str:
     first = next(iter(found.values()))
     software = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "optax"))
     lengths = "shortened runs, " if first["config"]["quick"] else ""
-    lines = [
+    parts = [
         f"The theory, measured: {held} of {len(claims)} claims hold; {lengths}float64, "
         f"{first['hardware']['device']}, {software}, {seconds:.0f} s of CPU time.",
-        "",
-        _NOTES,
+        _NOTES.strip(),
     ]
     for name, record in found.items():
-        rows = [["claim", "where", "prediction", "measured", "holds?"]]
-        for claim in record["claims"]:
-            outside = "*Outside:* " if claim["outside"] else ""
-            columns = [claim[key] for key in ("text", "setting", "prediction", "measured")]
-            text, *others = (column.replace("|", r"\|") for column in columns)
-            rows.append([outside + text, *others, "yes" if claim["holds"] else "**no**"])
-        lines += [f"### {record['title']}", "", f"![{record['title']}]({name}.png)", ""]
-        lines += [markdown_table(rows), ""]
-    return "\n".join(lines)
+        rows = [
+            {
+                "claim": "*Outside:* " * claim["outside"] + _escaped(claim["text"]),
+                "where": _escaped(claim["setting"]),
+                "prediction": _escaped(claim["prediction"]),
+                "measured": _escaped(claim["measured"]),
+                "holds?": "yes" if claim["holds"] else "**no**",
+            }
+            for claim in record["claims"]
+        ]
+        figure = f"![{record['title']}]({name}.png)"
+        parts += [f"### {record['title']}", figure, frames.markdown(rows)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _csv(found: dict[str, records.Record]) -> str:
-    stream = io.StringIO()
-    rows = [
-        {"topic": name, **claim} for name, record in found.items() for claim in record["claims"]
-    ]
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+if __name__ == "__main__":
+    sys.exit(command.report(write, "benchmarks.theory.report"))

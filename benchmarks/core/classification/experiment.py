@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 import samax
-from benchmarks import data, models
+from benchmarks import models
 from benchmarks.core import records
 from benchmarks.core.checkpoints import save_model
 from benchmarks.core.classification.task import Classification
@@ -25,6 +25,7 @@ from benchmarks.core.distributed import Cluster
 from benchmarks.core.methods import MethodSpec, parse_methods
 from benchmarks.core.runs import Experiment, History, Tick
 from benchmarks.core.training import Trainer, TrainState
+from benchmarks.data import Dataset, corrupt_labels, load, take, take_fraction
 
 MOMENTUM = 0.9
 LAST_EPOCHS = 10
@@ -37,44 +38,26 @@ Run = tuple[MethodSpec, int]
 
 @dataclasses.dataclass(frozen=True)
 class Images(Command):
-    """What all comparisons of classifiers are told, label noise apart.
+    """What all comparisons of classifiers are told, label noise apart."""
 
-    Attributes:
-        data: A data set's name or the path of its files.
-        train_images: A class-balanced subset of the training images.
-        test_images: A class-balanced subset of the test images.
-        fraction: The share of training images to keep.
-        model: Its name, such as cnn, resnet18 or tr-resnet32.
-        width: Multiplies the model's channels.
-        bfloat16: Compute in bfloat16 with float32 parameters.
-        methods: Names, with settings after colons (sam:rho=0.1) and a multiple of the epochs after
-            an @ (sgd@2).
-        seeds: Runs of each method.
-        seed_start: The first seed.
-        epochs: Epochs of a run.
-        batch_size: No more than there are training images.
-        lr: The learning rate at the start of its cosine.
-        weight_decay: Added to the gradient after the method.
-        label_smoothing: Probability mass spread over all classes.
-        out: The results' folder; by default one in runs/.
-    """
-
-    data: str = "digits"
-    train_images: int | None = None
-    test_images: int | None = None
-    fraction: float = 1.0
-    model: str = "cnn"
-    width: float = 1.0
-    bfloat16: bool = False
+    data: str = "digits"  # A data set's name or the path of its files.
+    train_images: int | None = None  # A class-balanced subset of the training images.
+    test_images: int | None = None  # A class-balanced subset of the test images.
+    fraction: float = 1.0  # The share of training images to keep.
+    model: str = "cnn"  # Its name, such as cnn, resnet18 or tr-resnet32.
+    width: float = 1.0  # Multiplies the model's channels.
+    bfloat16: bool = False  # Compute in bfloat16 with float32 parameters.
+    # Names, with settings after colons (sam:rho=0.1) and a multiple of the epochs after an @
+    # (sgd@2).
     methods: Names = ("sgd", "sam", "samar")
-    seeds: int = 3
-    seed_start: int = 0
-    epochs: int = 25
-    batch_size: int = 256
-    lr: float = 0.1
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    out: Path | None = None
+    seeds: int = 3  # Runs of each method.
+    seed_start: int = 0  # The first seed.
+    epochs: int = 25  # Epochs of a run.
+    batch_size: int = 256  # No more than there are training images.
+    lr: float = 0.1  # The learning rate at the start of its cosine.
+    weight_decay: float = 5e-4  # Added to the gradient after the method.
+    label_smoothing: float = 0.0  # Probability mass spread over all classes.
+    out: Path | None = None  # The results' folder; by default one in runs/.
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
@@ -82,10 +65,10 @@ class Images(Command):
         self.within(0, float("inf"), "lr", "weight_decay")
         self.within(0, 1, "label_smoothing")
 
-    def dataset(self) -> data.Dataset:
+    def dataset(self) -> Dataset:
         """Loads the data set and cuts it to size."""
-        dataset = data.take_fraction(data.load(self.data), self.fraction, seed=SUBSET_SEED)
-        return data.take(dataset, self.train_images, self.test_images, seed=SUBSET_SEED)
+        dataset = take_fraction(load(self.data), self.fraction, seed=SUBSET_SEED)
+        return take(dataset, self.train_images, self.test_images, seed=SUBSET_SEED)
 
     def runs(self) -> list[Run]:
         """Returns what is run; seeds outside, so that a stop leaves whole comparisons."""
@@ -99,7 +82,7 @@ class ImageComparison(Experiment[Run]):
     def __init__(
         self,
         images: Images,
-        dataset: data.Dataset,
+        dataset: Dataset,
         folder: Path,
         label_noise: float = 0.0,
         cluster: Cluster | None = None,
@@ -246,7 +229,7 @@ class ImageComparison(Experiment[Run]):
         noise = self.shared["label_noise"]
         wanted = (noise, run[1])
         if self._labels[0] != wanted:
-            noisy = data.corrupt_labels(
+            noisy = corrupt_labels(
                 self._dataset.train_labels, noise, self._dataset.num_classes, run[1]
             )
             labels = noisy if self.cluster else self._put(noisy)
@@ -289,7 +272,7 @@ def model_folder(record: Path) -> Path:
     return record.parents[1] / "models" / record.stem
 
 
-def crc32(dataset: data.Dataset) -> int:
+def crc32(dataset: Dataset) -> int:
     """Returns a checksum of all images and labels."""
     crc = 0
     for name in ("train_images", "train_labels", "test_images", "test_labels"):

@@ -181,7 +181,7 @@ class Classification:
         fewer. The loss has no label smoothing.
         """
 
-        def batches() -> Iterator[tuple[jax.Array, int]]:
+        def batches() -> Iterator[tuple[np.ndarray, int]]:
             for start in range(0, len(images), _EVALUATION_BATCH):
                 positions = np.arange(start, start + _EVALUATION_BATCH)
                 count = min(_EVALUATION_BATCH, len(images) - start)

@@ -36,7 +36,7 @@ from benchmarks.theory.common import (
     slope,
     spread,
 )
-from benchmarks.theory.drawing import BLUE, GREEN, GREY, ORANGE, note, panels, predicted
+from benchmarks.theory.figures import BLUE, GREEN, GREY, ORANGE, note, panels, predicted
 
 START = 0.56  # |B| at the start of both toys
 _SECONDS = 10  # the papers' 1e5 steps of 1e-4

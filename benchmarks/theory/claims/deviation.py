@@ -18,7 +18,7 @@ import samax
 from benchmarks.core.precision import float64
 from benchmarks.models.toys import Cores, Toy, toys, trajectories
 from benchmarks.theory.common import Claim, Findings, as_json, flow_rate, listed, slope
-from benchmarks.theory.drawing import BLUE, GREEN, GREY, ORANGE, note, panels, predicted
+from benchmarks.theory.figures import BLUE, GREEN, GREY, ORANGE, note, panels, predicted
 
 CASES = {"large": "tucker_large_core", "small": "tucker_small_core"}
 _REFERENCE = {0.5: 1.373, 1.0: 0.895, 1.5: 0.533, 2.0: 0.282}  # SAM's Q, measured independently

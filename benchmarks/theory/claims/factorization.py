@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 import samax
 from benchmarks.core.precision import float64
 from benchmarks.theory.common import Claim, Findings, as_json, descend, spread
-from benchmarks.theory.drawing import BLACK, BLUE, GREY, ORANGE, note, panels, predicted
+from benchmarks.theory.figures import BLACK, BLUE, GREY, ORANGE, note, panels, predicted
 
 START = np.array([2.0, 2.0**0.5])
 ETA = 0.05

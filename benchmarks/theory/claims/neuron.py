@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 import samax
 from benchmarks.core.precision import float64
 from benchmarks.theory.common import Claim, Findings, as_json, descend, spread
-from benchmarks.theory.drawing import BLUE, GREY, ORANGE, PINK, note, panels, predicted
+from benchmarks.theory.figures import BLUE, GREY, ORANGE, PINK, note, panels, predicted
 
 START = np.array([4.0, 10.0])
 GAP = 84.0  # y0^2 - x0^2, which gradient flow conserves

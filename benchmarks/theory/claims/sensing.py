@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 import samax
 from benchmarks.core.precision import float64
 from benchmarks.theory.common import Claim, Findings, as_json, descend, spread
-from benchmarks.theory.drawing import BLUE, GREEN, GREY, ORANGE, SKY, note, panels, predicted
+from benchmarks.theory.figures import BLUE, GREEN, GREY, ORANGE, SKY, note, panels, predicted
 
 SIZE, MEASUREMENTS = 10, 20
 METHODS: dict[str, Callable[[Any], optax.GradientTransformation]] = {

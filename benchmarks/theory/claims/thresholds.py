@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 import samax
 from benchmarks.core.precision import float64
 from benchmarks.theory.common import Claim, Findings, as_json, bisect, descend, slope, spread
-from benchmarks.theory.drawing import BLUE, GREEN, ORANGE, note, panels, predicted
+from benchmarks.theory.figures import BLUE, GREEN, ORANGE, note, panels, predicted
 
 SPECTRUM = np.linspace(1.0, 10.0, 10)
 BETA = 10.0

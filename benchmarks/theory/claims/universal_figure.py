@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.theory.claims.universal_problems import FLAT, HESSIAN, SHARP, exact, frob_law
-from benchmarks.theory.drawing import (
+from benchmarks.theory.figures import (
     AMBER,
     BLUE,
     GREEN,

@@ -48,7 +48,7 @@ def trace_on_minima(w: jax.Array) -> jax.Array:
     return 2 * jnp.sum(w**2)
 
 
-def determinant(measure: samax.samplers.Sampler, **options: Any) -> Any:
+def determinant(measure: samax.distributions.Sampler, **options: Any) -> Any:
     """The inverse square of the mean of exp(-t): of the paper's, and not of half the, Hessian."""
     return samax.universal_sam(
         lambda log_mean: jnp.exp(-2 * log_mean), samax.LogMeanExp(lambda t: -t), measure, **options
@@ -196,7 +196,7 @@ def on_and_off() -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.asarray(det(jnp.stack([x, y], 1))) for y in (1 / x, 2 / x))  # type: ignore[return-value]
 
 
-def scale_changes(method: Method, measure: samax.samplers.Sampler) -> float:
+def scale_changes(method: Method, measure: samax.distributions.Sampler) -> float:
     """Returns R at (c x, y / c) relative to that at (x, y), for a loss of x y and c = 4."""
     tx = method(0.1, measure=measure, num_samples=64, batch_size=64, track=True)
     here, there = (

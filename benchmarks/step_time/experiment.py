@@ -1,11 +1,11 @@
-"""What `benchmarks.step_time` runs: three kinds of step, each with every way to make it a SAM step.
+"""What `benchmarks.step_time` runs: four kinds of step, each with every way to make it a SAM step.
 
 A method is an `update` that takes the gradients, the state, the parameters and the means to
 evaluate the gradient elsewhere; a problem puts it into a step. In the training problems the step is
-all of training: both gradients of a network with batch normalization, the statistics of the clean
-pass, the base optimizer. In the pytree problems it is the transformation alone: the loss is
-``||w||^2 / 2``, whose gradient at any point is the point itself, so that the second gradient costs
-nothing and what remains is the transformation's overhead, to be held against AdamW's update.
+all of training: both gradients of a network, the statistics of the clean pass, the base optimizer.
+In the pytree problems it is the transformation alone: the loss is ``||w||^2 / 2``, whose gradient
+at any point is the point itself, so that the second gradient costs nothing and what remains is the
+transformation's overhead, to be held against AdamW's update.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
+import samax
 from benchmarks import models
-from benchmarks.core.methods import METHODS, parse_method
+from benchmarks.core.methods import BALANCING, METHODS, parse_method, sam_of
+from benchmarks.models import bert
+from benchmarks.models.lora import SentenceTask, build_classifier, is_adapter
+from samax._balance.groups import Groups
 
 RHO = 0.05
-BALANCING = tuple(name for name, method in METHODS.items() if method.balances)
 # Those that sample need losses, which a pytree of gradients has none of, and as many as one likes.
 SAMAX_METHODS = tuple(
     name
@@ -40,13 +44,14 @@ DESCRIPTIONS = {
     "optax_opaque": "optax.contrib.sam, the second gradient inside `update`",
     "optax_transparent": "optax.contrib.sam, two calls a step",
     **{
-        name: f"samax.{name} around the base optimizer, on tensorized networks"
+        name: f"samax.{name} around the base optimizer, on tensorized networks and LoRA"
         for name in BALANCING
     },
 }
 
 _CLEAN_SHARE = {"sam_quarter": 4}
 _FEATURES = 16
+_CLASSES = 6
 
 GradFn = Callable[[optax.Params], optax.Updates]
 
@@ -110,7 +115,10 @@ def optimizer(method: str, base: optax.GradientTransformation) -> Optimizer:
             base.init, lambda grads, state, params, *_: base.update(grads, state, params)
         )
     name = method.removesuffix("_quarter")
-    tx = optax.chain(METHODS[name].factory(**METHODS[name].defaults), base)
+    return _of_samax(optax.chain(METHODS[name].factory(**METHODS[name].defaults), base))
+
+
+def _of_samax(tx: optax.GradientTransformationExtraArgs) -> Optimizer:
     return Optimizer(
         tx.init,
         lambda grads, state, params, grad_fn, evaluation: tx.update(
@@ -144,53 +152,98 @@ def training(
     image_key, label_key = jax.random.split(jax.random.key(1))
     images = jax.random.normal(image_key, (batch_size, 32, 32, 3))
     labels = jax.random.randint(label_key, (batch_size,), 0, 10)
-    learning_rate = 0.01
-    base = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(learning_rate, momentum=0.9))
+    rate = 0.01
+    base = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
     tensorized = name in models.TENSORIZED
 
-    def loss_fn(
-        params: nnx.State, model_state: nnx.State, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, nnx.State]:
+    def loss_fn(params: nnx.State, inputs: Any) -> tuple[jax.Array, nnx.State]:
+        model_state, _, (images, labels) = inputs
         model = nnx.merge(graph, params, model_state, copy=True)
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
-    def build(method: str) -> Step:
+    def make(method: str) -> Optimizer:
         if method in BALANCING:
-            tx = parse_method(method).optimizer(
-                base, learning_rate=learning_rate, steps=1000, groups=models.CORE_GROUPS
-            )
-            tx = optimizer("base", tx)
-        else:
-            tx = optimizer(method, base)
-        clean_size = batch_size // _CLEAN_SHARE.get(method, 1)
-
-        def step(carry: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
-            params, model_state, opt_state = carry
-
-            def value_fn(params: nnx.State) -> jax.Array:
-                return loss_fn(params, model_state, images, labels)[0]
-
-            (value, new_model_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                params, model_state, images[:clean_size], labels[:clean_size]
-            )
-            updates, opt_state = tx.update(
-                grads,
-                opt_state,
-                params,
-                jax.grad(value_fn),
-                {"value": value, "value_fn": value_fn},
-            )
-            params = optax.apply_updates(params, updates)
-            return (params, new_model_state, opt_state), value
-
-        carry = _copied((params, model_state, tx.init(params)))
-        return Step(step, carry, (images, labels), calls=_calls(method))
+            return optimizer("base", _balanced(method, base, rate, models.CORE_GROUPS))
+        return optimizer(method, base)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     title = f"{name}, {count / 1e6:.2g} M parameters, batch {batch_size}, 32x32x3 (base: SGD)"
     methods = tuple(name for name in DESCRIPTIONS if tensorized or name not in BALANCING)
+    build = _steps(make, loss_fn, (params, model_state), ((), (images, labels)))
     return Problem(title, methods, default_methods, rounds, params, build)
+
+
+def lora(batch_size: int, length: int, rank: int, rounds: int, encoder: bert.Bert) -> Problem:
+    """A step of fine-tuning a frozen encoder's adapters and classifier with AdamW."""
+    task = SentenceTask(lambda seed: build_classifier(encoder, _CLASSES, seed, rank=rank))
+    params, model_state = task.init(0)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, encoder.config.vocab_size, (batch_size, length), dtype=np.int32)
+    labels = rng.integers(0, _CLASSES, batch_size, dtype=np.int32)
+    batch = jax.device_put((ids, np.ones(ids.shape, bool), labels))
+    rate = 5e-4
+    base = optax.adamw(rate, weight_decay=0.01)
+
+    def loss_fn(params: nnx.State, inputs: Any) -> tuple[jax.Array, Any]:
+        model_state, frozen, batch = inputs
+        loss, (model_state, _) = task.loss(params, (model_state, (frozen, *batch)))
+        return loss, model_state
+
+    def make(method: str) -> Optimizer:
+        if method in BALANCING:
+            return optimizer("base", _balanced(method, base, rate, samax.lora_groups))
+        sam = optax.chain(sam_of(is_adapter)(RHO), base)
+        return _of_samax(sam) if method == "sam" else optimizer(method, base)
+
+    title = f"{bert.NAME}, LoRA of rank {rank}, batch {batch_size}, {length} tokens (base: AdamW)"
+    methods = ("base", "sam", *BALANCING)
+    build = _steps(make, loss_fn, (params, model_state), (task.frozen, batch))
+    return Problem(title, methods, methods, rounds, params, build)
+
+
+def _balanced(
+    method: str, base: optax.GradientTransformation, rate: float, groups: Groups
+) -> optax.GradientTransformationExtraArgs:
+    return parse_method(method).optimizer(base, learning_rate=rate, steps=1000, groups=groups)
+
+
+def _steps(
+    make: Callable[[str], Optimizer],
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]],
+    start: tuple[Any, Any],
+    inputs: tuple[Any, Any],
+) -> Callable[[str], Step]:
+    """Returns what makes a step of all of training, for a method.
+
+    Args:
+        make: Makes a method's optimizer.
+        loss_fn: Maps parameters and `(model_state, frozen, batch)` to the loss and the new state.
+        start: Parameters and model state.
+        inputs: What is frozen, and the batch.
+    """
+
+    def build(method: str) -> Step:
+        tx = make(method)
+        clean_size = len(inputs[1][0]) // _CLEAN_SHARE.get(method, 1)
+
+        def step(carry: Any, frozen: Any, batch: Any) -> tuple[Any, jax.Array]:
+            params, model_state, opt_state = carry
+
+            def value_fn(params: nnx.State) -> jax.Array:
+                return loss_fn(params, (model_state, frozen, batch))[0]
+
+            clean = jax.tree.map(lambda rows: rows[:clean_size], batch)
+            (value, new_model_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                params, (model_state, frozen, clean)
+            )
+            evaluation = {"value": value, "value_fn": value_fn}
+            updates, opt_state = tx.update(grads, opt_state, params, jax.grad(value_fn), evaluation)
+            return (optax.apply_updates(params, updates), new_model_state, opt_state), value
+
+        return Step(step, _copied((*start, tx.init(start[0]))), inputs, calls=_calls(method))
+
+    return build
 
 
 def pytree(leaves: int, rounds: int, *, compiled: bool) -> Problem:
