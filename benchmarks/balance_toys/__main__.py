@@ -12,6 +12,7 @@ to `--out`. A minute or two on one core.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Literal
@@ -57,9 +58,9 @@ def measure(arguments: Configuration) -> None:
     print(f"Results and figures: {folder}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(Configuration, measure, "benchmarks.balance_toys", argv, "Nothing")
+main = functools.partial(
+    command.run, Configuration, measure, "benchmarks.balance_toys", saved="Nothing"
+)
 
 
 if __name__ == "__main__":

@@ -31,14 +31,7 @@ def write(
     results: Mapping[str, Mapping[str, Trajectory]],
     every: int,
 ) -> None:
-    """Draws each toy's runs, as the papers' Figure 1 does.
-
-    Args:
-        folder: Where the PNG files go.
-        toys: The problems, by name.
-        results: What was measured, by toy and method.
-        every: The steps between two records.
-    """
+    """Draws each toy's runs, as the papers' Figure 1 does."""
     drawings = {
         name: functools.partial(_figure, toys[name], runs, every) for name, runs in results.items()
     }

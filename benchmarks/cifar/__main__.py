@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -62,9 +63,7 @@ def compare(arguments: Configuration) -> None:
             print(f"Results and figures: {folder}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(Configuration, compare, "benchmarks.cifar", argv)
+main = functools.partial(command.run, Configuration, compare, "benchmarks.cifar")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]):
-        """Opens the folder, creating it if it is missing.
-
-        Args:
-            folder: This run's own.
-            config: The run's configuration; a checkpoint of another one is refused.
-        """
+        """Opens a run's own folder; a checkpoint there of another configuration is refused."""
         self._folder = folder
         self._config = config
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
@@ -42,9 +37,6 @@ class Checkpoints:
 
     def restore(self, state: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns the last saved part, state and history, or None where nothing was saved.
-
-        Args:
-            state: A state of this run's structure, shapes and dtypes; its values are not used.
 
         Raises:
             ValueError: The checkpoint belongs to another configuration.

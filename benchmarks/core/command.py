@@ -117,15 +117,7 @@ def run(
     argv: Sequence[str] | None = None,
     saved: str = "The last whole epoch",
 ) -> int:
-    """Runs a command and returns its exit status: 2 on bad input, 130 when it was stopped.
-
-    Args:
-        config: The experiment's configuration.
-        action: What is done with it.
-        module: What is run, such as `benchmarks.cifar`.
-        argv: The arguments; by default the process's.
-        saved: What a stop does not lose.
-    """
+    """Runs a command and returns its exit status: 2 on bad input, 130 when it was stopped."""
     try:
         action(parse(config, module, argv))
     except KeyboardInterrupt:

@@ -76,12 +76,7 @@ class Cluster:
         )
 
     def check_agreement(self, what: Any, description: str) -> None:
-        """Raises a `ValueError` unless JSON data are the same in every process.
-
-        Args:
-            what: The data.
-            description: What they are, for the message.
-        """
+        """Raises a `ValueError` unless JSON data are the same in every process."""
         own = zlib.crc32(json.dumps(what, sort_keys=True).encode())
         found = multihost_utils.process_allgather(np.uint32(own)).ravel().tolist()
         if len(set(found)) > 1:

@@ -21,24 +21,18 @@ Table = Mapping[str, "Method"]
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method with its default settings.
+    """A method with its default settings."""
 
-    Attributes:
-        factory: Builds the method from the hyper-parameters by name: a transformation that precedes
-            the base optimizer or, if it balances, one that wraps it.
-        defaults: The hyper-parameters used where the user names none.
-        source: Where the defaults come from.
-        gradients: Gradient evaluations a step.
-        balances: Whether it scales the cores of a tensorized model; its `alpha` then decays
-            linearly to 0 over the training.
-        search: The span of each hyper-parameter that tuning searches.
-    """
-
+    # Builds the method from the hyper-parameters by name: a transformation that precedes the base
+    # optimizer or, if it balances, one that wraps it.
     factory: Callable[..., optax.GradientTransformation]
-    defaults: Mapping[str, float]
-    source: str
-    gradients: int = 2
+    defaults: Mapping[str, float]  # The hyper-parameters used where the user names none
+    source: str  # Where the defaults come from
+    gradients: int = 2  # Gradient evaluations a step
+    # Whether it scales the cores of a tensorized model; its `alpha` then decays linearly to 0 over
+    # the training.
     balances: bool = False
+    # The span of each hyper-parameter that tuning searches.
     search: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 

@@ -77,13 +77,7 @@ class Progress:
     """A bar over all runs; where there is no terminal, a line after each part."""
 
     def __init__(self, total: float, done: float = 0.0, unit: str = "epoch"):
-        """Draws the bar.
-
-        Args:
-            total: The work of all runs.
-            done: What of it was done earlier, which says nothing about the speed now.
-            unit: What the parts of a run are called.
-        """
+        """Draws the bar."""
         self._unit, self._at = unit, done
         self._plain = not sys.stderr.isatty()
         self._bar = tqdm.tqdm(

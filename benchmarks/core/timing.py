@@ -12,23 +12,14 @@ import numpy as np
 
 
 class Compiled(NamedTuple):
-    """A compiled program, what compiling it took, and the memory it says it needs.
+    """A compiled program, what compiling it took, and the memory it says it needs."""
 
-    Attributes:
-        run: The program; the buffers of its first argument are donated.
-        lower_seconds: Tracing and lowering, in Python.
-        compile_seconds: XLA's compilation.
-        argument_bytes: Memory of the arguments; None where the backend does not tell.
-        temp_bytes: Peak of the temporary memory; None where the backend does not tell.
-        flops: Floating-point operations that XLA states; None where it does not tell.
-    """
-
-    run: Callable
-    lower_seconds: float
-    compile_seconds: float
-    argument_bytes: int | None
-    temp_bytes: int | None
-    flops: float | None
+    run: Callable  # The program; the buffers of its first argument are donated
+    lower_seconds: float  # Tracing and lowering, in Python
+    compile_seconds: float  # XLA's compilation
+    argument_bytes: int | None  # Memory of the arguments; None where the backend does not tell
+    temp_bytes: int | None  # Peak of the temporary memory; None where the backend does not tell
+    flops: float | None  # Floating-point operations that XLA states; None where it does not tell
 
 
 class Spread(NamedTuple):

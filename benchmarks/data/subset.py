@@ -23,12 +23,6 @@ def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Da
     Every class keeps its share of the data to within one image, and with one seed a smaller subset
     is contained in a larger one. The channel statistics become those of the remaining train images.
 
-    Args:
-        dataset: The data to choose from.
-        train: The number of train images, or None for all of them.
-        test: The number of test images, or None for all of them.
-        seed: Seeds the choice.
-
     Raises:
         ValueError: If a number is not between 1 and the images there are.
     """
@@ -60,11 +54,6 @@ def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Da
 
 def take_fraction(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """Returns the data set with a class-balanced fraction of its train images.
-
-    Args:
-        dataset: The data to choose from; the test images stay.
-        fraction: In (0, 1]. The papers use 0.1.
-        seed: Seeds the choice.
 
     Raises:
         ValueError: If ``fraction`` is outside (0, 1].

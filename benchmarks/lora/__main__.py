@@ -13,6 +13,7 @@ lora`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Literal
@@ -90,11 +91,9 @@ def compare(arguments: Configuration) -> None:
     print(f"Results and figures: {folder}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(
-        Configuration, compare, "benchmarks.lora", argv, "All until the last evaluation"
-    )
+main = functools.partial(
+    command.run, Configuration, compare, "benchmarks.lora", saved="All until the last evaluation"
+)
 
 
 if __name__ == "__main__":

@@ -79,12 +79,6 @@ class Comparison(Experiment[Run]):
     ):
         """Tokenizes what is evaluated on.
 
-        Args:
-            split: The data.
-            pretrained: The encoder and its tokenizer.
-            arguments: What all runs have in common.
-            folder: Where records and checkpoints go.
-
         Raises:
             ValueError: The length is more than the model allows, a class has too few examples, or
                 the folder holds records of another comparison.
@@ -269,14 +263,7 @@ def imbalance(params: nnx.State) -> dict[str, jax.Array]:
 
 
 def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Returns the examples of a step: an epoch is a permutation, its incomplete batch is dropped.
-
-    Args:
-        examples: How many there are.
-        batch_size: How many a step reads, at most `examples`.
-        seed: The run's.
-        step: The step's number from 0.
-    """
+    """Returns the examples of a step: epochs are permutations, without the incomplete batch."""
     epoch, position = divmod(step, examples // batch_size)
     order = np.random.default_rng((seed, epoch)).permutation(examples)
     return order[position * batch_size : (position + 1) * batch_size]

@@ -20,13 +20,7 @@ _MEASURES = {
 
 
 def write(folder: Path, runs: Runs, title: str) -> None:
-    """Writes `accuracy.png` and, where anything was trained, the curves and the balancedness.
-
-    Args:
-        folder: Created if missing.
-        runs: Records by method and seed.
-        title: The settings, over every figure.
-    """
+    """Writes `accuracy.png` and, where anything was trained, the curves and the balancedness."""
     trained = {label: seeds for label, seeds in runs.items() if not label.startswith(PROBE)}
     colours = _palette(runs)
     drawings = {"accuracy": lambda: _accuracy(runs, colours)}

@@ -18,11 +18,6 @@ def tune(name: str, comparison: Comparison, trials: int) -> MethodSpec:
     record: a search that was interrupted goes on where it was, one with enough trials only returns
     what it found.
 
-    Args:
-        name: A key of `METHODS`.
-        comparison: Runs the trials, with seed 0, on the held-out examples.
-        trials: How many to have in all.
-
     Returns:
         The settings of the highest accuracy; of several the first found.
     """

@@ -69,15 +69,7 @@ ADAPTERS = {
 
 
 def adapt(encoder: Bert, adapter: str, *, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
-    """Attaches adapters to query and value of every block, in place.
-
-    Args:
-        encoder: The encoder.
-        adapter: A key of `ADAPTERS`.
-        rank: The adapters' rank r.
-        alpha: LoRA's alpha: the adapter's output is multiplied by alpha / r.
-        rngs: The random streams of the initialization.
-    """
+    """Attaches adapters to query and value of every block, in place."""
     build = ADAPTERS[adapter]
     for block in encoder.encoder.layers:
         for name in ("query", "value"):
@@ -123,9 +115,8 @@ class SentenceTask:
     def __init__(self, build_model: Callable[[int], nnx.Module]):
         """Builds the model once for its structure and its frozen weights, kept as `frozen`.
 
-        Args:
-            build_model: Maps a seed to a model of ids and mask; the frozen weights do not depend on
-                the seed.
+        `build_model` maps a seed to a model of ids and mask, whose frozen weights do not depend on
+        the seed.
         """
         self._build_model = build_model
         self.graph: nnx.GraphDef

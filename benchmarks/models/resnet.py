@@ -103,20 +103,7 @@ class ResNet(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Builds the network.
-
-        Args:
-            blocks: The number of blocks of each stage; all but the first stage halve the image.
-            channels: The channels of each stage at width 1.
-            shortcut: ``PadShortcut`` or ``ProjectionShortcut``.
-            inner_conv: Makes the blocks' convolutions, as ``layers.conv`` does.
-            linear: Makes the classifier's linear layer, as ``nnx.Linear`` does.
-            num_classes: See ``benchmarks.models.build``, as for the others.
-            in_channels: Channels of the images.
-            width: Multiplies ``channels``.
-            dtype: The compute dtype.
-            rngs: The random streams of the initialization.
-        """
+        """Builds the network from the blocks and the channels, at width 1, of each stage."""
         features = scale_channels(channels[0], width)
         self.conv = conv(in_channels, features, dtype=dtype, rngs=rngs)
         self.norm = batch_norm(features, dtype=dtype, rngs=rngs)

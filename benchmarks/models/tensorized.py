@@ -24,18 +24,13 @@ _AXES, _BONDS = "abcdefghijklm", "ABCDEFGHIJKLMN"
 
 
 class Layout(NamedTuple):
-    """How cores make a tensor.
+    """How cores make a tensor."""
 
-    Attributes:
-        shapes: The cores' shapes.
-        terms: The ``einsum`` indices of each core: lower case an axis of the tensor, upper case
-            a bond, which is summed over.
-        products: The number of products that are summed in each entry of the tensor.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]  # The cores' shapes
+    # The ``einsum`` indices of each core: lower case an axis of the tensor, upper case a bond,
+    # which is summed over.
     terms: tuple[str, ...]
-    products: int
+    products: int  # The number of products that are summed in each entry of the tensor
 
 
 def _canonical(dims: Sequence[int], rank: int) -> Layout:

@@ -28,33 +28,20 @@ BAR_ALPHA = 0.5
 
 
 class Toy(NamedTuple):
-    """A problem and its settings.
+    """A problem and its settings."""
 
-    Attributes:
-        title: The loss, in matplotlib's math, for people.
-        start: The cores at the start, by name; together they are one group.
-        product: What the loss sees of the cores.
-        target: What the product should be.
-        spread: The noise's standard deviation at level 1, broadcast against `target`.
-        levels: The noise levels `a`.
-        rho: SAM's radius, and the alpha of DAS, which is to do the same.
-        learning_rate: SGD's step size eta.
-        steps: The number of steps.
-        methods: What is run, of `optimizer`'s names.
-        rest: For two cores, the `|B|` at which the noise gives both the same expected squared
-            gradient norm at the minimum, which is where SAM, nBAR and DAS have no drift.
-    """
-
-    title: str
-    start: Cores
-    product: Callable[[Cores], jax.Array]
-    target: np.ndarray
-    spread: np.ndarray
-    levels: tuple[float, ...]
-    rho: float
-    learning_rate: float
-    steps: int
-    methods: tuple[str, ...]
+    title: str  # The loss, in matplotlib's math, for people
+    start: Cores  # The cores at the start, by name; together they are one group
+    product: Callable[[Cores], jax.Array]  # What the loss sees of the cores
+    target: np.ndarray  # What the product should be
+    spread: np.ndarray  # The noise's standard deviation at level 1, broadcast against `target`
+    levels: tuple[float, ...]  # The noise levels `a`
+    rho: float  # SAM's radius, and the alpha of DAS, which is to do the same
+    learning_rate: float  # SGD's step size eta
+    steps: int  # The number of steps
+    methods: tuple[str, ...]  # What is run, of `optimizer`'s names
+    # For two cores, the `|B|` at which the noise gives both the same expected squared gradient norm
+    # at the minimum, which is where SAM, nBAR and DAS have no drift.
     rest: float | None = None
 
     @property
@@ -64,19 +51,13 @@ class Toy(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What was measured along the runs, of shape (levels, seeds, records), the start included.
+    """What was measured along the runs, of shape (levels, seeds, records), the start included."""
 
-    Attributes:
-        imbalance: `|B|` of two cores; `Q` of more.
-        covariance: `Cov(||G_k||^2, ||g_k||^2)`, the mean since the last record; NaN at the start.
-        distance: `||product - target||_F^2`, the loss without noise.
-        size: The sum of the cores' squared norms.
-    """
-
-    imbalance: np.ndarray
+    imbalance: np.ndarray  # `|B|` of two cores; `Q` of more
+    # `Cov(||G_k||^2, ||g_k||^2)`, the mean since the last record; NaN at the start.
     covariance: np.ndarray
-    distance: np.ndarray
-    size: np.ndarray
+    distance: np.ndarray  # `||product - target||_F^2`, the loss without noise
+    size: np.ndarray  # The sum of the cores' squared norms
 
 
 def toys() -> dict[str, Toy]:
@@ -178,12 +159,7 @@ def tucker(*, g: float, a: float, b: float, size: int = 10, rank: int = 2, seed:
 
 
 def optimizer(toy: Toy, method: str) -> optax.GradientTransformationExtraArgs:
-    """Returns a method with a toy's settings.
-
-    Args:
-        toy: The problem.
-        method: "SGD", "SAM", "nBAR", "oBAR" or "DAS".
-    """
+    """Returns a method with a toy's settings."""
     sgd = optax.sgd(toy.learning_rate)
     row = METHODS[method.lower()]
     if not row.balances:
@@ -256,10 +232,6 @@ def trajectories(toy: Toy, method: str, seeds: int, every: int = 100) -> Traject
 
 def steps_to_half(imbalance: np.ndarray, every: int) -> np.ndarray:
     """Returns the step at which each run first has half of its imbalance at the start.
-
-    Args:
-        imbalance: Records along the last axis.
-        every: The steps between two records.
 
     Returns:
         One number a run; NaN for those that never get there.

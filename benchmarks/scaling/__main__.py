@@ -11,6 +11,7 @@ Writes results.json, results.csv, summary.md and bytes.png to `--out`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,7 @@ def measure(arguments: Configuration) -> None:
     print(f"Results and figure: {arguments.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(Configuration, measure, "benchmarks.scaling", argv, "Nothing")
+main = functools.partial(command.run, Configuration, measure, "benchmarks.scaling", saved="Nothing")
 
 
 if __name__ == "__main__":

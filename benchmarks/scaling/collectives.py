@@ -20,19 +20,14 @@ _RING_PASSES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "all-to-a
 
 
 class Collective(NamedTuple):
-    """One array that one collective of a program takes.
+    """One array that one collective of a program takes."""
 
-    Attributes:
-        launch: Which collective of the program: XLA lets one carry several arrays.
-        kind: `all-reduce`, `all-gather`, `reduce-scatter`, `all-to-all`, `collective-permute`, ...
-        dtype: XLA's name of the element type, such as `f32`.
-        shape: The array's shape on each device once it is whole: an all-gather's result, a
-            reduce-scatter's operand.
-    """
-
-    launch: int
+    launch: int  # Which collective of the program: XLA lets one carry several arrays
+    # `all-reduce`, `all-gather`, `reduce-scatter`, `all-to-all`, `collective-permute`, ...
     kind: str
-    dtype: str
+    dtype: str  # XLA's name of the element type, such as `f32`
+    # The array's shape on each device once it is whole: an all-gather's result, a reduce-scatter's
+    # operand.
     shape: tuple[int, ...]
 
     @property

@@ -62,14 +62,7 @@ def methods(layout: str) -> tuple[str, ...]:
 
 
 def build(layout: str, method: str, devices: int, size: Size) -> Program:
-    """Compiles a method's step.
-
-    Args:
-        layout: One of `LAYOUTS`.
-        method: One of `methods(layout)`.
-        devices: The first so many of JAX's devices.
-        size: The model's and the batch's size.
-    """
+    """Compiles a method's step."""
     mesh = Mesh(np.array(jax.devices()[:devices]), (_AXIS,))
     replicated = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec(_AXIS))

@@ -11,6 +11,7 @@ model by model: repeat the command to continue.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 
 from benchmarks import data
@@ -50,11 +51,9 @@ def measure_all(arguments: Configuration) -> None:
         print(f"Results and figures: {each.folder}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(
-        Configuration, measure_all, "benchmarks.sharpness", argv, "The last whole model"
-    )
+main = functools.partial(
+    command.run, Configuration, measure_all, "benchmarks.sharpness", saved="The last whole model"
+)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,6 @@ class Measurement(Experiment[Path]):
     def __init__(self, trained: Path, dataset: data.Dataset, budget: Budget):
         """Reads the records and takes the images that the models were trained on.
 
-        Args:
-            trained: The results' folder.
-            dataset: The data set, whole.
-            budget: How much to spend on a model.
-
         Raises:
             FileNotFoundError: There are no records.
             ValueError: The records are of different comparisons, or of other images.

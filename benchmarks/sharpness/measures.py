@@ -26,31 +26,21 @@ Batch = tuple[jax.Array, jax.Array]
 
 
 class Model(NamedTuple):
-    """A trained model and the examples that it is measured on.
+    """A trained model and the examples that it is measured on."""
 
-    Attributes:
-        loss_fn: Maps parameters and a batch to the mean training loss, in evaluation mode.
-        params: The trained parameters.
-        batches: The examples, in batches of the training's size.
-    """
-
+    # Maps parameters and a batch to the mean training loss, in evaluation mode.
     loss_fn: Callable[[nnx.State, Batch], jax.Array]
-    params: nnx.State
-    batches: Sequence[Batch]
+    params: nnx.State  # The trained parameters
+    batches: Sequence[Batch]  # The examples, in batches of the training's size
 
 
 class Budget(NamedTuple):
-    """How much is spent on a model.
+    """How much is spent on a model."""
 
-    Attributes:
-        examples: Training images to measure on, without augmentation.
-        products: Lanczos steps for eigenvalues and density, each a product with the Hessian.
-        samples: Random vectors for the trace and the Frobenius norm, each a product; and of the
-            average-case sharpness, each a forward pass.
-    """
-
-    examples: int
-    products: int
+    examples: int  # Training images to measure on, without augmentation
+    products: int  # Lanczos steps for eigenvalues and density, each a product with the Hessian
+    # Random vectors for the trace and the Frobenius norm, each a product; and of the average-case
+    # sharpness, each a forward pass.
     samples: int
 
     def gradients(self) -> dict[str, float]:

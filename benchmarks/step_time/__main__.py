@@ -18,6 +18,7 @@ XLA compiles for CPU in a time that is quadratic in the number of leaves, for an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -155,9 +156,9 @@ def measure_all(arguments: Configuration) -> None:
     print(f"Results and figure: {arguments.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(Configuration, measure_all, "benchmarks.step_time", argv, "Nothing")
+main = functools.partial(
+    command.run, Configuration, measure_all, "benchmarks.step_time", saved="Nothing"
+)
 
 
 if __name__ == "__main__":

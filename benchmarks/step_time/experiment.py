@@ -76,24 +76,15 @@ class Step(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A problem to time the methods on.
+    """A problem to time the methods on."""
 
-    Attributes:
-        title: What is computed, for tables and figures.
-        methods: The methods that it makes sense for.
-        default_methods: Those measured unless others are asked for.
-        rounds: With the default methods, how many rounds fit into minutes on two cores.
-        params: The parameters.
-        build: Makes the step of a method.
-        compiled: Whether the step is one program; otherwise its operations are dispatched singly.
-    """
-
-    title: str
-    methods: tuple[str, ...]
-    default_methods: tuple[str, ...]
-    rounds: int
-    params: optax.Params
-    build: Callable[[str], Step]
+    title: str  # What is computed, for tables and figures
+    methods: tuple[str, ...]  # The methods that it makes sense for
+    default_methods: tuple[str, ...]  # Those measured unless others are asked for
+    rounds: int  # With the default methods, how many rounds fit into minutes on two cores
+    params: optax.Params  # The parameters
+    build: Callable[[str], Step]  # Makes the step of a method
+    # Whether the step is one program; otherwise its operations are dispatched singly.
     compiled: bool = True
 
 

@@ -46,13 +46,7 @@ _COPIES = "temporary memory of sam at most one parameter copy above the hand-wri
 def method_record(
     seconds: Mapping[str, np.ndarray], name: str, program: Compiled | None
 ) -> dict[str, Any]:
-    """Returns one method's results as JSON types.
-
-    Args:
-        seconds: Times by method, one a round.
-        name: The method.
-        program: What was compiled; None if nothing was.
-    """
+    """Returns one method's results as JSON types."""
     parts = ("lower_seconds", "compile_seconds", "argument_bytes", "temp_bytes", "flops")
     return {
         "seconds": float(np.median(seconds[name])),

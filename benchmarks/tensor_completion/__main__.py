@@ -15,6 +15,7 @@ table, the CSV and the figures are made from the records.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -58,11 +59,9 @@ def compare(arguments: Configuration) -> None:
     print(f"Results and figures: {arguments.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(
-        Configuration, compare, "benchmarks.tensor_completion", argv, "Every finished run"
-    )
+main = functools.partial(
+    command.run, Configuration, compare, "benchmarks.tensor_completion", saved="Every finished run"
+)
 
 
 if __name__ == "__main__":

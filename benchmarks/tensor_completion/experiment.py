@@ -40,17 +40,11 @@ Cores = dict[str, jax.Array]
 
 
 class Problem(NamedTuple):
-    """A split of the tensor's entries, and where the runs on it start.
+    """A split of the tensor's entries, and where the runs on it start."""
 
-    Attributes:
-        tensor: The data.
-        observed: 1 where an entry is trained on, 0 where it is held out.
-        cores: The Tucker core `core_0` and the factors `core_1` to `core_3`.
-    """
-
-    tensor: jax.Array
-    observed: jax.Array
-    cores: Cores
+    tensor: jax.Array  # The data
+    observed: jax.Array  # 1 where an entry is trained on, 0 where it is held out
+    cores: Cores  # The Tucker core `core_0` and the factors `core_1` to `core_3`
 
 
 def load(split: int) -> Problem:

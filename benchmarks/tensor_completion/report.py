@@ -39,9 +39,6 @@ in turn in one process, with its 95 % confidence interval.
 def write(folder: Path) -> str:
     """Writes `summary.md`, `summary.json`, `results.csv` and the figures.
 
-    Args:
-        folder: Where the records are.
-
     Returns:
         The text of `summary.md`.
     """

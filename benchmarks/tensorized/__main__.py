@@ -11,6 +11,7 @@ one is not repeated. What a step takes is measured by `benchmarks.step_time --pr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -65,9 +66,7 @@ def compare(arguments: Configuration) -> None:
     print(f"Results and figures: {folder}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(Configuration, compare, "benchmarks.tensorized", argv)
+main = functools.partial(command.run, Configuration, compare, "benchmarks.tensorized")
 
 
 if __name__ == "__main__":

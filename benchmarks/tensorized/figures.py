@@ -16,13 +16,7 @@ _PANELS = (
 
 
 def write(folder: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """Writes `accuracy.png`.
-
-    Args:
-        folder: Where to.
-        rows: One a noise level and method.
-        title: The settings, over the figure.
-    """
+    """Writes `accuracy.png`."""
     drawings = {"accuracy": lambda: _accuracy(rows)}
     save(folder, drawings, title, bbox_inches="tight", dpi=130)
 

@@ -12,6 +12,7 @@ measured again: after an interruption repeat the command. Minutes on two cores.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Literal
@@ -60,9 +61,9 @@ def measure(arguments: Configuration) -> None:
     print(f"Results and figures: {arguments.out}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return command.run(Configuration, measure, "benchmarks.theory", argv, "Every finished topic")
+main = functools.partial(
+    command.run, Configuration, measure, "benchmarks.theory", saved="Every finished topic"
+)
 
 
 if __name__ == "__main__":

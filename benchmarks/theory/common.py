@@ -13,36 +13,22 @@ from numpy.typing import ArrayLike
 
 
 class Claim(NamedTuple):
-    """A sentence of a paper beside what was measured.
+    """A sentence of a paper beside what was measured."""
 
-    Attributes:
-        text: What is claimed.
-        setting: Where.
-        prediction: What the theory says.
-        measured: What came out.
-        holds: Whether the two agree within the tolerance that `prediction` states.
-        outside: Whether the claim is about where a method or a law breaks down: it holds if that
-            does happen.
-    """
-
-    text: str
-    setting: str
-    prediction: str
-    measured: str
-    holds: bool
+    text: str  # What is claimed
+    setting: str  # Where
+    prediction: str  # What the theory says
+    measured: str  # What came out
+    holds: bool  # Whether the two agree within the tolerance that `prediction` states
+    # Whether the claim is about where a method or a law breaks down: it holds if that does happen.
     outside: bool = False
 
 
 class Findings(NamedTuple):
-    """What a topic's measurement returns.
+    """What a topic's measurement returns."""
 
-    Attributes:
-        claims: In the order in which they are to be read.
-        series: What the figure is drawn from, as JSON types.
-    """
-
-    claims: list[Claim]
-    series: dict[str, Any]
+    claims: list[Claim]  # In the order in which they are to be read
+    series: dict[str, Any]  # What the figure is drawn from, as JSON types
 
 
 def descend(
@@ -92,14 +78,7 @@ def descend(
 def bisect(
     bounded: Callable[[np.ndarray], ArrayLike], low: ArrayLike, high: ArrayLike, halvings: int
 ) -> np.ndarray:
-    """Returns, entry by entry, where a run that is bounded at `low` and not at `high` turns.
-
-    Args:
-        bounded: Whether the runs with these numbers are bounded; asked for all at once.
-        low: Where the runs are bounded.
-        high: Where they are not.
-        halvings: How often the interval is cut in half.
-    """
+    """Returns, entry by entry, where a run that is bounded at `low` and not at `high` turns."""
     low, high = np.array(low, float), np.array(high, float)
     for _ in range(halvings):
         middle = (low + high) / 2

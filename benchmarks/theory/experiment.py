@@ -24,17 +24,11 @@ from benchmarks.theory.common import Findings
 
 
 class Topic(NamedTuple):
-    """What is measured together and drawn in one figure.
+    """What is measured together and drawn in one figure."""
 
-    Attributes:
-        title: For people.
-        measure: From whether shortened runs will do to what was found.
-        draw: From the series that were found to the figure.
-    """
-
-    title: str
-    measure: Callable[[bool], Findings]
-    draw: Callable[[dict[str, Any]], Figure]
+    title: str  # For people
+    measure: Callable[[bool], Findings]  # From whether shortened runs will do to what was found
+    draw: Callable[[dict[str, Any]], Figure]  # From the series that were found to the figure
 
 
 TOPICS = {

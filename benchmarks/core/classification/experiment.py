@@ -89,13 +89,6 @@ class ImageComparison(Experiment[Run]):
     ):
         """Puts the data on the device.
 
-        Args:
-            images: What all runs have in common.
-            dataset: The images to train and test on, already cut to size.
-            folder: Where records and checkpoints go.
-            label_noise: The share of training labels made wrong.
-            cluster: The devices to train on; None for this process's first.
-
         Raises:
             ValueError: The folder holds records of another comparison, a method cannot be built, or
                 the devices of the cluster cannot share a batch.

@@ -13,14 +13,7 @@ from benchmarks.core.records import Record, Runs
 
 
 def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> None:
-    """Writes the comparison's PNG files to a folder.
-
-    Args:
-        folder: Created if missing.
-        runs: Records by method and seed.
-        title: The settings, over every figure.
-        equal_time: The time to mark, in seconds, or None.
-    """
+    """Writes the comparison's PNG files; `equal_time` is marked, in seconds."""
     colours = palette(runs)
     drawings = {
         "accuracy": lambda: _accuracy(runs, colours),

@@ -38,23 +38,14 @@ class EpochData(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How images become batches and logits become a loss.
+    """How images become batches and logits become a loss."""
 
-    Attributes:
-        batch_size: Images a step; the incomplete batch at the end of an epoch is dropped.
-        mean: Per-channel mean of the training images, in [0, 1].
-        std: Per-channel standard deviation of the training images.
-        flip: Whether training images are mirrored at random.
-        label_smoothing: Probability mass spread over all classes, in [0, 1).
-        dtype: The images' dtype, which is that of the model's computation.
-    """
-
-    batch_size: int
-    mean: Any
-    std: Any
-    flip: bool = True
-    label_smoothing: float = 0.0
-    dtype: Any = jnp.float32
+    batch_size: int  # Images a step; the incomplete batch at the end of an epoch is dropped
+    mean: Any  # Per-channel mean of the training images, in [0, 1]
+    std: Any  # Per-channel standard deviation of the training images
+    flip: bool = True  # Whether training images are mirrored at random
+    label_smoothing: float = 0.0  # Probability mass spread over all classes, in [0, 1)
+    dtype: Any = jnp.float32  # The images' dtype, which is that of the model's computation
 
 
 class Classification:
@@ -66,13 +57,7 @@ class Classification:
         recipe: Recipe,
         cluster: Cluster | None = None,
     ):
-        """Builds the model once for its structure.
-
-        Args:
-            build_model: Maps a seed to a Flax NNX model.
-            recipe: Batching, augmentation and loss.
-            cluster: The devices to train on; None for this process's first.
-        """
+        """Builds the model once for its structure."""
         self._build_model, self.recipe, self._cluster = build_model, recipe, cluster
         model = build_model(0)
         model.train()

@@ -32,17 +32,11 @@ _COLOURS = {"GD": GREY, "SAM": BLUE, "USAM": ORANGE}
 
 
 class Sensing(NamedTuple):
-    """Measurements <A_i, X> of a matrix X of rank 1; a stack of problems has a leading axis.
+    """Measurements <A_i, X> of a matrix X of rank 1; a stack of problems has a leading axis."""
 
-    Attributes:
-        matrices: The symmetric A_i, of shape (measurements, size, size).
-        values: What they measure.
-        start: Where U starts, of shape (size, size), so that the model U U^T can have any rank.
-    """
-
-    matrices: Any
-    values: Any
-    start: Any
+    matrices: Any  # The symmetric A_i, of shape (measurements, size, size)
+    values: Any  # What they measure
+    start: Any  # Where U starts, of shape (size, size), so that the model U U^T can have any rank
 
 
 def problem(seed: int) -> Sensing:
