@@ -39,6 +39,17 @@ def csv(rows: Iterable[Mapping[str, Any]]) -> str:
     return pd.DataFrame(list(rows), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
+def line(record: Record, **more: Any) -> Row:
+    """Returns a run's configuration, final metrics and hardware, as a line of a CSV file."""
+    return {
+        **record["config"],
+        "hyperparameters": settings(record["config"]["hyperparameters"]),
+        **record["final"],
+        **more,
+        **{key: record["hardware"][key] for key in ("backend", "device", "count")},
+    }
+
+
 def by_seed(seeds: Mapping[int, Record], value: Callable[[Record], float | None]) -> pd.Series:
     """Returns a number of each run, by seed."""
     return pd.Series({seed: value(record) for seed, record in seeds.items()}, dtype=float)

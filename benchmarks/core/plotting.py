@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from benchmarks.core.records import Record, Runs
+
 Colours = dict[str, str]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; SGD is the grey reference.
@@ -41,6 +43,19 @@ def draw_seeds(axis: Axes, row: int, values: np.ndarray, colour: str, number: st
         fontsize=8.5,
         color=colour,
     )
+
+
+def seed_rows(
+    axis: Axes, runs: Runs, value: Callable[[Record], float], colours: Colours, number: str = ".2f"
+) -> None:
+    """Draws a row a method, with a line at SGD's mean."""
+    for row, (method, seeds) in enumerate(runs.items()):
+        values = np.array([value(record) for record in seeds.values()])
+        draw_seeds(axis, row, values, colours[method], number)
+        if method == "sgd":
+            axis.axvline(values.mean(), color="0.6", lw=1, ls=":")
+    axis.set_yticks(range(len(runs)), list(runs))
+    axis.set_ylim(len(runs) - 0.4, -0.75)
 
 
 def band(axis: Axes, x: ArrayLike, values: np.ndarray, method: str, colour: str) -> None:

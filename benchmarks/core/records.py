@@ -7,7 +7,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,17 @@ def check_folder(folder: Path, shared: dict[str, Any]) -> None:
         check_config(shared_config(record["config"]), json.loads(json.dumps(shared)), path)
 
 
-def group(records: Iterable[Record], order: Callable[[Record], Any]) -> Runs:
-    """Groups records by method and seed, sorted by `order`."""
+def by_method(records: Iterable[Record], names: Iterable[str]) -> Runs:
+    """Groups records by method and seed, the methods in the order of their names in a table."""
+    order = list(names)
+
+    def position(record: Record) -> tuple[int, int, str, int]:
+        config = record["config"]
+        name = re.split("[:@]", config["method"])[0]
+        return order.index(name), config.get("epoch_factor", 1), config["method"], config["seed"]
+
     runs: Runs = {}
-    for record in sorted(records, key=order):
+    for record in sorted(records, key=position):
         runs.setdefault(record["config"]["method"], {})[record["config"]["seed"]] = record
     return runs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import COLOURS, Colours, band, draw_seeds, legend, save
+from benchmarks.core.plotting import COLOURS, Colours, band, legend, save, seed_rows
 from benchmarks.core.records import Runs
 from benchmarks.lora.methods import BASELINE, PROBE
 
@@ -34,13 +34,10 @@ def _accuracy(runs: Runs, colours: Colours) -> Figure:
     """Test accuracy of each method, one dot a seed."""
     figure = Figure(figsize=(7.5, 1.6 + 0.45 * len(runs)), layout="constrained")
     axis = figure.subplots()
-    for row, (label, seeds) in enumerate(runs.items()):
-        values = 100 * np.array([record["final"]["test_top1"] for record in seeds.values()])
-        draw_seeds(axis, row, values, colours[label])
+    seed_rows(axis, runs, lambda record: 100 * record["final"]["test_top1"], colours)
     axis.set_xlabel("accuracy (%) (dots: seeds; diamond: mean ± standard deviation)")
     axis.margins(x=0.1)
-    axis.set_yticks(range(len(runs)), list(runs))
-    axis.set_ylim(len(runs) - 0.4, -0.8)
+    axis.set_ylim(top=-0.8)
     return figure
 
 

@@ -6,7 +6,7 @@ python -m benchmarks.lora.report DIR [DIR ...]
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy import stats
 from benchmarks.core import command, frames
 from benchmarks.core.frames import by_seed, difference, mean_std, paired, percent, spread
 from benchmarks.core.methods import parse_method
-from benchmarks.core.records import Record, Runs, group, read_comparison
+from benchmarks.core.records import Record, Runs, by_method, read_comparison
 from benchmarks.data.text import TASKS
 from benchmarks.lora import figures
 from benchmarks.lora.methods import BASELINE, METHODS, PAPER_STEPS
@@ -55,24 +55,13 @@ def write(folder: Path) -> str:
         ValueError: The records are of different comparisons.
     """
     records = read_comparison(folder)
-    runs = by_method(records)
+    runs = by_method(records, METHODS)
     rows = summarize(runs)
     text = to_markdown(records[0], rows, runs)
-    lines = frames.csv(map(_line, records))
+    lines = frames.csv(map(frames.line, records))
     frames.write(folder, {"summary.md": text, "summary.json": rows, "runs.csv": lines})
     figures.write(folder / "figures", runs, "\n".join(title(records[0])))
     return text
-
-
-def by_method(records: Iterable[Record]) -> Runs:
-    """Groups records by method and seed, in the order of `METHODS`."""
-    names = list(METHODS)
-
-    def position(record: Record) -> tuple[int, str, int]:
-        config = record["config"]
-        return names.index(_name(config["method"])), config["method"], config["seed"]
-
-    return group(records, position)
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:
@@ -174,16 +163,6 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         *frames.fill(*(note.format(**terms) for note in _NOTES)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _line(record: Record) -> dict[str, Any]:
-    """Returns a run's configuration and final metrics."""
-    return {
-        **record["config"],
-        "hyperparameters": frames.settings(record["config"]["hyperparameters"]),
-        **record["final"],
-        **{key: record["hardware"][key] for key in ("backend", "device", "count")},
-    }
 
 
 def _resolved(minus: dict[str, Any]) -> bool | None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from benchmarks.core.plotting import band, draw_seeds, legend, palette, save
+from benchmarks.core.plotting import band, legend, palette, save, seed_rows
 from benchmarks.core.records import Runs
 from benchmarks.sharpness.measures import COLUMNS, EIGENVALUES
 
@@ -27,16 +27,10 @@ def _measures(runs: Runs) -> Figure:
     figure = Figure(figsize=(14, 1.6 + 0.8 * len(runs)), layout="constrained")
     grid = figure.subplots(2, 4, sharey=True)
     for axis, column in zip(grid.flat, columns, strict=True):
-        for row, (label, seeds) in enumerate(runs.items()):
-            values = np.array([column.read(record["measures"]) for record in seeds.values()])
-            draw_seeds(axis, row, values, colours[label], number=".3g")
-            if label == "sgd":
-                axis.axvline(values.mean(), color="0.6", lw=1, ls=":")
+        seed_rows(axis, runs, column.of, colours, ".3g")
         axis.set_xlabel(column.title)
         axis.set_xlim(left=0)
         axis.margins(x=0.12)
-        axis.set_ylim(len(runs) - 0.4, -0.75)
-        axis.set_yticks(range(len(runs)), list(runs))
     return figure
 
 

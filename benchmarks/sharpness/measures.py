@@ -127,6 +127,10 @@ class Column(NamedTuple):
     title: str
     read: Callable[[dict[str, Any]], float]
 
+    def of(self, record: dict[str, Any]) -> float:
+        """Reads the number from a record."""
+        return self.read(record["measures"])
+
 
 COLUMNS = (
     Column("top eigenvalue", r"top eigenvalue $\lambda_1$", lambda m: _eigenvalue(m, 0)),

@@ -44,10 +44,7 @@ def write(folder: Path) -> str:
     found = read_comparison(folder)
     runs = report.by_method(found)
     rows = {
-        label: {
-            column.name: spread(by_seed(seeds, lambda record: column.read(record["measures"])))  # noqa: B023
-            for column in COLUMNS
-        }
+        label: {column.name: spread(by_seed(seeds, column.of)) for column in COLUMNS}
         for label, seeds in runs.items()
     }
     text = to_markdown(found[0], runs, rows)
@@ -55,7 +52,7 @@ def write(folder: Path) -> str:
         {
             "method": label,
             "seed": seed,
-            **{column.name: column.read(record["measures"]) for column in COLUMNS},
+            **{column.name: column.of(record) for column in COLUMNS},
         }
         for label, seeds in runs.items()
         for seed, record in seeds.items()

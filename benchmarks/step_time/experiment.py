@@ -11,7 +11,7 @@ transformation's overhead, to be held against AdamW's update.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,21 +49,10 @@ DESCRIPTIONS = {
     },
 }
 
+_BY_GRADIENT = ("limit", "optax_opaque", "optax_transparent")  # the others take losses
 _CLEAN_SHARE = {"sam_quarter": 4}
 _FEATURES = 16
 _CLASSES = 6
-
-GradFn = Callable[[optax.Params], optax.Updates]
-
-
-class Optimizer(NamedTuple):
-    """A method: `update(grads, state, params, grad_fn, evaluation) -> (updates, state)`.
-
-    `evaluation` holds what `samax` takes; the others take `grad_fn`.
-    """
-
-    init: Callable[[optax.Params], Any]
-    update: Callable[..., tuple[optax.Updates, Any]]
 
 
 class Step(NamedTuple):
@@ -88,34 +77,19 @@ class Problem(NamedTuple):
     compiled: bool = True
 
 
-def optimizer(method: str, base: optax.GradientTransformation) -> Optimizer:
-    """Returns a method before a base optimizer, all behind one signature."""
+def optimizer(
+    method: str, base: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Returns a method before a base optimizer."""
     if method in ("optax_opaque", "optax_transparent"):
         ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
-        tx = optax.contrib.sam(base, ascent, opaque_mode=method == "optax_opaque")
-        return Optimizer(
-            tx.init,
-            lambda grads, state, params, grad_fn, evaluation: tx.update(
-                grads, state, params, grad_fn=lambda point, step: grad_fn(point)
-            ),
-        )
+        return optax.contrib.sam(base, ascent, opaque_mode=method == "optax_opaque")
     if method == "limit":
-        return Optimizer(base.init, functools.partial(_by_hand, base))
+        return optax.GradientTransformationExtraArgs(base.init, functools.partial(_by_hand, base))
     if method == "base":
-        return Optimizer(
-            base.init, lambda grads, state, params, *_: base.update(grads, state, params)
-        )
+        return optax.with_extra_args_support(base)
     name = method.removesuffix("_quarter")
-    return _of_samax(optax.chain(METHODS[name].factory(**METHODS[name].defaults), base))
-
-
-def _of_samax(tx: optax.GradientTransformationExtraArgs) -> Optimizer:
-    return Optimizer(
-        tx.init,
-        lambda grads, state, params, grad_fn, evaluation: tx.update(
-            grads, state, params, **evaluation
-        ),
-    )
+    return optax.chain(METHODS[name].factory(**METHODS[name].defaults), base)
 
 
 def _by_hand(
@@ -123,11 +97,10 @@ def _by_hand(
     grads: optax.Updates,
     state: Any,
     params: optax.Params,
-    grad_fn: GradFn,
-    evaluation: Mapping[str, Any],
+    *,
+    grad_fn: Callable[[optax.Params], optax.Updates],
 ) -> tuple[optax.Updates, Any]:
     """What SAM cannot do without, and nothing else: no check, no guard against a zero norm."""
-    del evaluation
     scale = RHO / optax.tree.norm(grads)
     point = jax.tree.map(lambda w, g: w + scale * g, params, grads)
     return base.update(grad_fn(point), state, params)
@@ -153,9 +126,9 @@ def training(
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
-    def make(method: str) -> Optimizer:
+    def make(method: str) -> optax.GradientTransformationExtraArgs:
         if method in BALANCING:
-            return optimizer("base", _balanced(method, base, rate, models.CORE_GROUPS))
+            return _balanced(method, base, rate, models.CORE_GROUPS)
         return optimizer(method, base)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -181,11 +154,11 @@ def lora(batch_size: int, length: int, rank: int, rounds: int, encoder: bert.Ber
         loss, (model_state, _) = task.loss(params, (model_state, (frozen, *batch)))
         return loss, model_state
 
-    def make(method: str) -> Optimizer:
+    def make(method: str) -> optax.GradientTransformationExtraArgs:
         if method in BALANCING:
-            return optimizer("base", _balanced(method, base, rate, samax.lora_groups))
+            return _balanced(method, base, rate, samax.lora_groups)
         sam = optax.chain(sam_of(is_adapter)(RHO), base)
-        return _of_samax(sam) if method == "sam" else optimizer(method, base)
+        return sam if method == "sam" else optimizer(method, base)
 
     title = f"{bert.NAME}, LoRA of rank {rank}, batch {batch_size}, {length} tokens (base: AdamW)"
     methods = ("base", "sam", *BALANCING)
@@ -200,7 +173,7 @@ def _balanced(
 
 
 def _steps(
-    make: Callable[[str], Optimizer],
+    make: Callable[[str], optax.GradientTransformationExtraArgs],
     loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]],
     start: tuple[Any, Any],
     inputs: tuple[Any, Any],
@@ -228,8 +201,12 @@ def _steps(
             (value, new_model_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 params, (model_state, frozen, clean)
             )
-            evaluation = {"value": value, "value_fn": value_fn}
-            updates, opt_state = tx.update(grads, opt_state, params, jax.grad(value_fn), evaluation)
+            evaluation = (
+                {"grad_fn": lambda point, *_: jax.grad(value_fn)(point)}
+                if method in _BY_GRADIENT
+                else {"value": value, "value_fn": value_fn}
+            )
+            updates, opt_state = tx.update(grads, opt_state, params, **evaluation)
             return (optax.apply_updates(params, updates), new_model_state, opt_state), value
 
         return Step(step, _copied((*start, tx.init(start[0]))), inputs, calls=_calls(method))
@@ -250,12 +227,12 @@ def pytree(leaves: int, rounds: int, *, compiled: bool) -> Problem:
 
         def step(state: Any, grads: Any, params: Any) -> tuple[Any, optax.Updates]:
             # The perturbed point comes out as the update: it is computed and written in full.
-            updates, state = tx.update(grads, state, params, _identity, {"grad_fn": _identity})
+            updates, state = tx.update(grads, state, params, grad_fn=_identity)
             return state, updates
 
         def transparent_step(carry: Any, grads: Any) -> tuple[Any, tuple[()]]:
             params, state = carry
-            updates, state = tx.update(grads, state, params, _identity, {})
+            updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), ()
 
         state = tx.init(params)
@@ -271,7 +248,7 @@ def pytree(leaves: int, rounds: int, *, compiled: bool) -> Problem:
     return Problem(title, methods, default_methods, rounds, params, build, compiled)
 
 
-def _identity(params: optax.Params) -> optax.Updates:
+def _identity(params: optax.Params, *_: Any) -> optax.Updates:
     """The gradient of ``||params||^2 / 2``."""
     return params
 

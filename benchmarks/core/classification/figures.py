@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import Colours, band, draw_seeds, legend, palette, save
+from benchmarks.core.plotting import Colours, band, legend, palette, save, seed_rows
 from benchmarks.core.records import Record, Runs
 
 
@@ -43,16 +44,14 @@ def _accuracy(runs: Runs, colours: Colours) -> Figure:
         ("generalization_gap", "generalization gap (points), train - test"),
     )
     for axis, (name, label) in zip(axes, panels, strict=True):
-        for row, (method, seeds) in enumerate(runs.items()):
-            values = 100 * np.array([record["final"][name] for record in seeds.values()])
-            draw_seeds(axis, row, values, colours[method])
-            if method == "sgd":
-                axis.axvline(values.mean(), color="0.6", lw=1, ls=":")
+        seed_rows(axis, runs, functools.partial(_percent, name), colours)
         axis.set_xlabel(label)
         axis.margins(x=0.12)
-        axis.set_ylim(len(runs) - 0.4, -0.75)
-    axes[0].set_yticks(range(len(runs)), list(runs))
     return figure
+
+
+def _percent(name: str, record: Record) -> float:
+    return 100 * record["final"][name]
 
 
 def _learning_curves(runs: Runs, colours: Colours) -> Figure:

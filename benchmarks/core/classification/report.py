@@ -11,8 +11,9 @@ import numpy as np
 from benchmarks.core import frames
 from benchmarks.core.classification import figures
 from benchmarks.core.frames import by_seed, difference, paired, percent, spread
-from benchmarks.core.methods import METHODS, parse_method
-from benchmarks.core.records import Record, Runs, group, read_comparison
+from benchmarks.core.methods import METHODS
+from benchmarks.core.records import Record, Runs, read_comparison
+from benchmarks.core.records import by_method as records_by_method
 
 BASELINE = "sgd"
 DOUBLED = "sgd@2"
@@ -61,14 +62,7 @@ def write(folder: Path) -> str:
 
 def by_method(records: Iterable[Record]) -> Runs:
     """Groups records by method and seed, in the order of `METHODS`."""
-    names = list(METHODS)
-
-    def position(record: Record) -> tuple[int, int, str, int]:
-        config = record["config"]
-        name = parse_method(config["method"]).name
-        return names.index(name), config["epoch_factor"], config["method"], config["seed"]
-
-    return group(records, position)
+    return records_by_method(records, METHODS)
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:
@@ -213,15 +207,11 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
 
 
 def _line(record: Record) -> dict[str, Any]:
-    """Returns a run's configuration, final metrics and times."""
-    return {
-        **record["config"],
-        "hyperparameters": frames.settings(record["config"]["hyperparameters"]),
-        **record["final"],
+    times = {
         "training_seconds": total_seconds(record),
         "compile_seconds": record["compile_seconds"],
-        **{key: record["hardware"][key] for key in ("backend", "device", "count")},
     }
+    return frames.line(record, **times)
 
 
 def _epoch_seconds(seeds: dict[int, Record]) -> float:
