@@ -104,6 +104,5 @@ CIFAR10 = _layout(
     *("test_batch", "batches.meta", "labels", "label_names", "cifar-10-batches-py"),
 )
 CIFAR100 = _layout(
-    *("cifar100", ("train",), "test", "meta", "fine_labels", "fine_label_names"),
-    "cifar-100-python",
+    *("cifar100", ("train",), "test", "meta", "fine_labels", "fine_label_names"), "cifar-100-python"
 )

@@ -74,15 +74,6 @@ def corrupt_labels(labels: np.ndarray, rate: float, num_classes: int, seed: int)
     draws from all classes, which leaves only ``rate * (1 - 1 / num_classes)`` of the labels wrong:
     40 % here compares with 44.4 % there on ten classes.
 
-    Args:
-        labels: Integers of shape ``(n,)``.
-        rate: The share of wrong labels, in [0, 1).
-        num_classes: The number of classes, at least 2.
-        seed: Seeds the choice and the draw.
-
-    Returns:
-        A new array of the same dtype.
-
     Raises:
         ValueError: If ``rate`` is outside [0, 1), or ``num_classes`` is below 2.
     """

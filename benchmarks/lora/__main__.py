@@ -24,7 +24,7 @@ from benchmarks.core.methods import parse_methods
 from benchmarks.core.runs import complete_all
 from benchmarks.data import text
 from benchmarks.lora import report, tuning
-from benchmarks.lora.experiment import Comparison, Split, load_pretrained
+from benchmarks.lora.experiment import FineTuning, Split, load_pretrained
 from benchmarks.lora.methods import METHODS, PROBE, optimizer
 
 
@@ -75,11 +75,11 @@ def compare(arguments: Configuration) -> None:
     except ModuleNotFoundError as error:
         advice = "" if "pip install" in str(error) else "; pip install -e '.[bench,lora]'"
         raise ValueError(f"{error}{advice}") from error
-    comparison = Comparison(Split(pool, test, "test"), pretrained, arguments, folder)
+    comparison = FineTuning(Split(pool, test, "test"), pretrained, arguments, folder)
     if arguments.tune:
         rest, held = text.hold_out(pool, tuning.HELD_OUT, seed=0)
         split = Split(rest, held, "validation")
-        search = Comparison(split, pretrained, arguments, folder / "tuning")
+        search = FineTuning(split, pretrained, arguments, folder / "tuning")
         specs = [
             spec if spec.name == PROBE else tuning.tune(spec.name, search, arguments.trials)
             for spec in specs

@@ -14,8 +14,9 @@ from flax import nnx
 
 import samax
 from benchmarks.core import records
+from benchmarks.core.comparison import Comparison, Run
 from benchmarks.core.methods import MethodSpec
-from benchmarks.core.runs import Experiment, History, Tick
+from benchmarks.core.runs import History, Tick
 from benchmarks.core.training import Trainer, TrainState, mean_scores
 from benchmarks.data import text
 from benchmarks.lora.methods import PROBE, WEIGHT_DECAY, optimizer
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 TRACE_EVERY = 10
 _DECIDED = ("task", "shots", "steps", "eval_every", "batch_size", "length", "adapter", "rank")
 _RECORDED = (*_DECIDED, "lora_alpha", "bfloat16")
-
-Run = tuple[MethodSpec, int]
-"""A method and a seed."""
 
 
 class Pretrained(NamedTuple):
@@ -65,13 +63,14 @@ def load_pretrained(folder: Path | None, bfloat16: bool) -> Pretrained:
     return Pretrained(name, crc32, encoder, text.load_tokenizer(place))
 
 
-class Comparison(Experiment[Run]):
+class FineTuning(Comparison):
     """Runs methods and seeds on one task; programs and frozen weights are shared between seeds.
 
     The seed decides the training examples, the initialization and the batches, so that methods are
     compared in pairs.
     """
 
+    entries = "evaluations"
     packages = ("tokenizers", "scikit-learn")
 
     def __init__(
@@ -98,7 +97,7 @@ class Comparison(Experiment[Run]):
             for part in split[:2]
             for sentence, label in zip(*part, strict=True)
         )
-        self._shared = {
+        self.shared = {
             **{name: getattr(arguments, name) for name in _RECORDED},
             "model": pretrained.name,
             "model_crc32": pretrained.crc32,
@@ -108,7 +107,7 @@ class Comparison(Experiment[Run]):
             "test_examples": len(split.evaluation.labels),
             "weight_decay": WEIGHT_DECAY,
         }
-        records.check_folder(folder, self._shared)
+        records.check_folder(folder, self.shared)
         self._evaluation = self._tokenize(split.evaluation)
         options: dict[str, Any] = {"adapter": arguments.adapter, "rank": arguments.rank}
         self._model = SentenceTask(
@@ -120,19 +119,9 @@ class Comparison(Experiment[Run]):
                 **options,
             )
         )
-        self._trainers: dict[str, Trainer] = {}
+        self.trainers = {}
         steps, every = arguments.steps, arguments.eval_every
         self._ends = [0, *range(every, steps, every), steps]
-
-    def name(self, run: Run) -> str:
-        """Returns the method and the seed."""
-        return f"{run[0].label}_seed{run[1]}"
-
-    def config(self, run: Run) -> dict[str, Any]:
-        """Returns all that decides a run's numbers."""
-        spec, seed = run
-        own = {"method": spec.label, "hyperparameters": spec.hyperparameters, "seed": seed}
-        return {**self._shared, **own}
 
     def parts(self, run: Run) -> list[float]:
         """Returns the gradients until each evaluation; the probe is done at once."""
@@ -145,7 +134,7 @@ class Comparison(Experiment[Run]):
         if run[0].name == PROBE:
             return None, {}
         history: History = {"resumed_after_steps": [], "evaluations": [], "trace": []}
-        return self._trainer(run[0]).init(run[1]), history
+        return self.trainer(run[0]).init(run[1]), history
 
     def resume(self, history: History) -> None:
         """Notes after which step the run goes on."""
@@ -153,7 +142,7 @@ class Comparison(Experiment[Run]):
 
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
         """Trains until the next evaluation, and evaluates."""
-        seed, trainer = run[1], self._trainer(run[0])
+        seed, trainer = run[1], self.trainer(run[0])
         examples = self._sample(seed)
         tokens = self._tokenize(examples)
         start, end = self._ends[part : part + 2]
@@ -182,14 +171,6 @@ class Comparison(Experiment[Run]):
         history["evaluations"].append({**entry, "wall_seconds": seconds})
         return state
 
-    def status(self, history: History) -> str:
-        """Returns the loss and the accuracies of the last evaluation."""
-        last = history["evaluations"][-1]
-        return (
-            f"loss {last['train_loss']:.3f}, train {100 * last['train_top1']:.1f} %, "
-            f"test {100 * last['test_top1']:.1f} %"
-        )
-
     def final(self, run: Run, state: TrainState | None, history: History) -> dict[str, Any]:
         """Returns the record's own part."""
         if state is None:
@@ -201,7 +182,7 @@ class Comparison(Experiment[Run]):
         seconds = sum(entry["wall_seconds"] for entry in history["evaluations"])
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            "compile_seconds": self._trainer(run[0]).compile_seconds,
+            "compile_seconds": self.trainer(run[0]).compile_seconds,
             **history,
             "final": {
                 **{key: last[key] for key in ("test_top1", "test_loss", "train_loss")},
@@ -246,11 +227,10 @@ class Comparison(Experiment[Run]):
     def _tokenize(self, examples: text.Examples) -> text.Tokens:
         return text.tokenize(self._pretrained.tokenizer, examples.sentences, self._settings.length)
 
-    def _trainer(self, spec: MethodSpec) -> Trainer:
-        if spec.label not in self._trainers:
-            tx = optimizer(spec, self._settings.steps)
-            self._trainers[spec.label] = Trainer(self._model.init, self._model.loss, tx)
-        return self._trainers[spec.label]
+    def make_trainer(self, spec: MethodSpec) -> Trainer:
+        """Makes the method's trainer."""
+        tx = optimizer(spec, self._settings.steps)
+        return Trainer(self._model.init, self._model.loss, tx)
 
 
 @jax.jit

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from benchmarks.core.methods import MethodSpec, parse_method
 from benchmarks.core.runs import complete, show_progress
-from benchmarks.lora.experiment import Comparison
+from benchmarks.lora.experiment import FineTuning
 from benchmarks.lora.methods import METHODS
 
 HELD_OUT = 500
 """About how many examples of the pool the search evaluates on, and never trains on."""
 
 
-def tune(name: str, comparison: Comparison, trials: int) -> MethodSpec:
+def tune(name: str, comparison: FineTuning, trials: int) -> MethodSpec:
     """Searches the spans of a method's `search`, on a logarithmic scale.
 
     Trials are kept in `tuning.db` (SQLite) in the comparison's folder, and each one's run as a

@@ -13,13 +13,7 @@ class PadShortcut(nnx.Module):
     """Option A of the paper: every second pixel, new channels zero. No parameters."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, in_features: int, out_features: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         """Stores the stride and the channels to add."""
         del dtype, rngs  # nothing to initialize
@@ -37,13 +31,7 @@ class ProjectionShortcut(nnx.Module):
     """Option B of the paper: a 1x1 convolution and batch normalization."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, in_features: int, out_features: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         """Builds the projection."""
         self.conv = conv(in_features, out_features, size=1, stride=stride, dtype=dtype, rngs=rngs)

@@ -123,15 +123,8 @@ def tucker(*, g: float, a: float, b: float, size: int = 10, rank: int = 2, seed:
     The paper's loss; the shapes, the target and the start are this library's choice, for the paper
     gives none: a `rank x rank` core between factors of `size` rows and columns, Gaussian cores
     scaled to the norms asked for, a Gaussian target of the same rank with norm 1, and noise of
-    expected squared norm `a^2`.
-
-    Args:
-        g: The squared norm of the core `G` at the start.
-        a: That of the factor `A`.
-        b: That of the factor `B`.
-        size: The rows of `A` and the columns of `B`.
-        rank: The order of `G`.
-        seed: Of the start and the target.
+    expected squared norm `a^2`. `g`, `a` and `b` are the cores' squared
+    norms at the start.
     """
     rng = np.random.default_rng(seed)
 
@@ -174,12 +167,6 @@ def trajectories(toy: Toy, method: str, seeds: int, every: int = 100) -> Traject
     """Runs a method at all noise levels, in float64.
 
     A seed's noise is the same for all methods and, scaled, for all levels.
-
-    Args:
-        toy: The problem.
-        method: One of `optimizer`'s names.
-        seeds: How many runs at each level.
-        every: The steps between two records; divides `toy.steps`.
 
     Raises:
         ValueError: `every` does not divide the steps.

@@ -49,11 +49,7 @@ def write(folder: Path) -> str:
     }
     text = to_markdown(found[0], runs, rows)
     lines = [
-        {
-            "method": label,
-            "seed": seed,
-            **{column.name: column.of(record) for column in COLUMNS},
-        }
+        {"method": label, "seed": seed, **{column.name: column.of(record) for column in COLUMNS}}
         for label, seeds in runs.items()
         for seed, record in seeds.items()
     ]

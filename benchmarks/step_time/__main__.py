@@ -97,12 +97,7 @@ class Configuration(Command):
 
 
 def measure(problem: Problem, methods: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Compiles and times methods on a problem.
-
-    Args:
-        problem: The problem.
-        methods: The methods; those that the problem does not have are left out, `base` is added.
-        rounds: Timed rounds.
+    """Compiles and times `base`, and of the methods those that a problem has.
 
     Returns:
         The problem's part of the results, as JSON types.

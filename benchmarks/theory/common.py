@@ -39,15 +39,7 @@ def descend(
     every: int,
     measure: Callable[[Any], Any] = lambda params: params,
 ) -> Any:
-    """Runs an optimizer on a loss without noise.
-
-    Args:
-        tx: The optimizer.
-        loss: A function of the parameters.
-        start: The parameters at the start.
-        steps: How many steps.
-        every: The steps between two records; divides `steps`.
-        measure: A function of the parameters: what is recorded.
+    """Runs an optimizer on a loss without noise, recording `measure` every so many steps.
 
     Returns:
         The records, the start's included, stacked: `measure`'s pytree with a leading axis of
@@ -119,12 +111,8 @@ def flow_rate(
 ) -> jax.Array:
     """Returns d measure / dt along an optimizer's flow: per step and learning rate, both small.
 
-    Args:
-        tx: The optimizer at learning rate 1; its updates have to be linear in the learning rate,
-            as those of SGD are, after SAM and in `samax.balanced`.
-        loss: A function of the parameters.
-        params: Where.
-        measure: A function of the parameters to one number.
+    The optimizer is that at learning rate 1; its updates have to be linear in the learning rate, as
+    those of SGD are, after SAM and in `samax.balanced`.
     """
     tx = optax.with_extra_args_support(tx)
     updates, _ = tx.update(jax.grad(loss)(params), tx.init(params), params, value_fn=loss)

@@ -21,9 +21,10 @@ from benchmarks.core import records
 from benchmarks.core.checkpoints import save_model
 from benchmarks.core.classification.task import Classification
 from benchmarks.core.command import Command, Names
+from benchmarks.core.comparison import Comparison, Run
 from benchmarks.core.distributed import Cluster
 from benchmarks.core.methods import MethodSpec, parse_methods
-from benchmarks.core.runs import Experiment, History, Tick
+from benchmarks.core.runs import History, Tick
 from benchmarks.core.training import Trainer, TrainState
 from benchmarks.data import Dataset, corrupt_labels, load, take, take_fraction
 
@@ -31,9 +32,6 @@ MOMENTUM = 0.9
 LAST_EPOCHS = 10
 SUBSET_SEED = 0  # one subset for all runs: seeds vary the training, not the task
 _TRAINING_STREAM = 0x7472_6169  # keeps the training keys apart from those of the initialization
-
-Run = tuple[MethodSpec, int]
-"""A method and a seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +74,10 @@ class Images(Command):
         return [(spec, self.seed_start + seed) for seed in range(self.seeds) for spec in specs]
 
 
-class ImageComparison(Experiment[Run]):
+class ImageComparison(Comparison):
     """Methods and seeds on one data set; programs and device data are shared between them."""
+
+    entries = "epochs"
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class ImageComparison(Experiment[Run]):
         for spec, _ in images.runs():  # before hours of training: can each be built?
             self._optimizer(spec)
         self._task = Classification.of(self.shared, dataset, cluster)
-        self._trainers: dict[str, Trainer] = {}
+        self.trainers = {}
         # In evaluation mode the training set is sampled: as many images as there are test images.
         count = min(len(dataset.train_labels), len(dataset.test_labels))
         rng = np.random.default_rng(0)
@@ -139,20 +139,9 @@ class ImageComparison(Experiment[Run]):
         records.check_folder(folder, other.shared)
         return other
 
-    def name(self, run: Run) -> str:
-        """Returns the method and the seed."""
-        return f"{run[0].label}_seed{run[1]}"
-
     def config(self, run: Run) -> dict[str, Any]:
         """Returns all that decides a run's numbers."""
-        spec, seed = run
-        return {
-            **self.shared,
-            "method": spec.label,
-            "epoch_factor": spec.epoch_factor,
-            "hyperparameters": spec.hyperparameters,
-            "seed": seed,
-        }
+        return {**super().config(run), "epoch_factor": run[0].epoch_factor}
 
     def parts(self, run: Run) -> Sequence[float]:
         """Returns the gradients of each epoch."""
@@ -161,7 +150,7 @@ class ImageComparison(Experiment[Run]):
 
     def start(self, run: Run) -> tuple[TrainState, History]:
         """Returns a fresh model, and the norm deviations that its cores have."""
-        state = self._trainer(run[0]).init(run[1])
+        state = self.trainer(run[0]).init(run[1])
         deviation = self._norm_deviation(state.params)
         return state, {"resumed_after_epochs": [], "epochs": [], "norm_deviation": deviation}
 
@@ -172,7 +161,7 @@ class ImageComparison(Experiment[Run]):
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
         """Trains for an epoch and evaluates."""
         spec, seed = run
-        trainer = self._trainer(spec)
+        trainer = self.trainer(spec)
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
         labels, sample_labels = self._train_labels(run)
         epoch = self._task.epoch(self._train_images, labels, jax.random.fold_in(key, part))
@@ -196,14 +185,6 @@ class ImageComparison(Experiment[Run]):
         )
         return state
 
-    def status(self, history: History) -> str:
-        """Returns the last epoch's loss and accuracies."""
-        last = history["epochs"][-1]
-        return (
-            f"loss {last['train_loss']:.3f}, train {100 * last['train_top1']:.1f} %, "
-            f"test {100 * last['test_top1']:.1f} %"
-        )
-
     def final(self, run: Run, state: TrainState, history: History) -> dict[str, Any]:
         """Returns the record's own part, and saves the trained model."""
         save_model(model_folder(self.path(run)), (state.params, state.model_state))
@@ -211,7 +192,7 @@ class ImageComparison(Experiment[Run]):
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "steps_per_epoch": self._steps,
-            "compile_seconds": self._trainer(run[0]).compile_seconds,
+            "compile_seconds": self.trainer(run[0]).compile_seconds,
             **history,
             **({"norm_deviation": {"start": start, "end": end}} if end else {}),
             "final": final_metrics(history["epochs"]),
@@ -254,10 +235,9 @@ class ImageComparison(Experiment[Run]):
         steps = self.shared["epochs"] * spec.epoch_factor * self._steps
         return spec.optimizer(base, learning_rate=schedule, steps=steps, groups=self._groups)
 
-    def _trainer(self, spec: MethodSpec) -> Trainer:
-        if spec.label not in self._trainers:
-            self._trainers[spec.label] = self._task.trainer(self._optimizer(spec))
-        return self._trainers[spec.label]
+    def make_trainer(self, spec: MethodSpec) -> Trainer:
+        """Makes the method's trainer."""
+        return self._task.trainer(self._optimizer(spec))
 
 
 def model_folder(record: Path) -> Path:

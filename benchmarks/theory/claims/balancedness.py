@@ -17,15 +17,7 @@ from matplotlib.figure import Figure
 
 import samax
 from benchmarks.core.precision import float64
-from benchmarks.models.toys import (
-    Cores,
-    Toy,
-    Trajectory,
-    nop,
-    op,
-    steps_to_half,
-    trajectories,
-)
+from benchmarks.models.toys import Cores, Toy, Trajectory, nop, op, steps_to_half, trajectories
 from benchmarks.theory.common import (
     Claim,
     Findings,

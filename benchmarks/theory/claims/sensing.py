@@ -228,12 +228,7 @@ def _runs(
     def run(rho: jax.Array, problem: Sensing) -> Any:
         tx = optax.chain(METHODS[method](rho), optax.sgd(eta))
         return descend(
-            tx,
-            lambda u: loss(problem, u),
-            problem.start,
-            steps,
-            every,
-            lambda u: look(problem, u),
+            tx, lambda u: loss(problem, u), problem.start, steps, every, lambda u: look(problem, u)
         )
 
     over_problems = jax.vmap(run, (None, 0))
