@@ -57,6 +57,7 @@ class Trainer:
         batch: Callable[[Any, jax.Array], Any] = lambda data, index: data,
         scan: bool | None = None,
         out_shardings: Any = None,
+        place: Callable[[Any], Any] = lambda state: state,
     ):
         """Takes the parts; programs are compiled when first needed.
 
@@ -68,11 +69,12 @@ class Trainer:
             batch: Maps the data and a step's index to the step's batch.
             scan: Whether several steps are one program; by default everywhere but on CPU.
             out_shardings: Where what the programs return lies; None leaves it to JAX.
+            place: Puts the state at the start there.
         """
         self._init, self._loss_fn, self._batch = init, loss_fn, batch
         self._tx = optax.with_extra_args_support(tx)
         self._scan = jax.default_backend() != "cpu" if scan is None else scan
-        self._out_shardings = out_shardings
+        self._out_shardings, self._place = out_shardings, place
         self._programs: dict[Any, Callable] = {}
         self.compile_seconds = 0.0
 
@@ -84,7 +86,7 @@ class Trainer:
         if optax.tree.get(opt_state, "rng_key") is not None:  # random perturbations differ by seed
             key = jax.random.fold_in(jax.random.key(seed), _PERTURBATION_STREAM)
             opt_state = optax.tree.set(opt_state, rng_key=jax.random.key_data(key))
-        return TrainState(params, model_state, opt_state)
+        return self._place(TrainState(params, model_state, opt_state))
 
     def train(
         self,

@@ -7,7 +7,7 @@ key, so that a run which was interrupted repeats what it would have done.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -96,16 +96,16 @@ class Classification:
         return cls(build_model, recipe, cluster)
 
     def trainer(self, tx: optax.GradientTransformation, scan: bool | None = None) -> Trainer:
-        """Returns the trainer with an optimizer."""
-        shardings = None if self._cluster is None else self._cluster.replicated
-        return Trainer(
-            self.init, self.loss, tx, batch=self.batch, scan=scan, out_shardings=shardings
-        )
+        """Returns the trainer with an optimizer; over a cluster its state is on every device."""
+        cluster: dict[str, Any] = {}
+        if self._cluster is not None:
+            cluster["out_shardings"] = self._cluster.replicated
+            cluster["place"] = self._cluster.replicate
+        return Trainer(self.init, self.loss, tx, batch=self.batch, scan=scan, **cluster)
 
     def init(self, seed: int) -> tuple[nnx.State, nnx.State]:
-        """Returns fresh parameters and batch statistics, on every device of a cluster."""
-        parts = split(self._build_model(seed))
-        return parts if self._cluster is None else self._cluster.replicate(parts)
+        """Returns fresh parameters and batch statistics."""
+        return split(self._build_model(seed))
 
     def loss(
         self, params: nnx.State, inputs: tuple[nnx.State, tuple[jax.Array, jax.Array]]
@@ -165,23 +165,21 @@ class Classification:
         Top-5 counts the labels among the five largest logits, so it is 1 for five classes or
         fewer. The loss has no label smoothing.
         """
-
-        def batches() -> Iterator[tuple[np.ndarray, int]]:
-            for start in range(0, len(images), _EVALUATION_BATCH):
-                positions = np.arange(start, start + _EVALUATION_BATCH)
-                count = min(_EVALUATION_BATCH, len(images) - start)
-                yield np.minimum(positions, len(images) - 1), count
-
+        arguments = state.params, state.model_state, images, labels
+        starts = range(0, len(images), _EVALUATION_BATCH)
         return mean_scores(
-            lambda chosen: self._scores(state.params, state.model_state, images, labels, chosen),
-            batches(),
+            lambda start: self._scores(*arguments, start),
+            ((np.int32(start), min(_EVALUATION_BATCH, len(images) - start)) for start in starts),
         )
 
     def _batch_scores(
-        self, params: Any, model_state: Any, images: jax.Array, labels: jax.Array, chosen: jax.Array
+        self, params: Any, model_state: Any, images: jax.Array, labels: jax.Array, start: jax.Array
     ) -> dict[str, jax.Array]:
+        positions = start + jnp.arange(_EVALUATION_BATCH)
         if self._cluster is not None:
-            chosen = self._cluster.spread(chosen)
+            positions = self._cluster.spread(positions)
+        # The last batch is filled up with the last image.
+        chosen = jnp.minimum(positions, len(images) - 1)
         logits, targets = self._logits(params, model_state, images[chosen]), labels[chosen]
         top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
         return {
