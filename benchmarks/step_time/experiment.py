@@ -78,9 +78,25 @@ class Problem(NamedTuple):
 
 
 def optimizer(
-    method: str, base: optax.GradientTransformation
+    method: str,
+    base: optax.GradientTransformation,
+    rate: float = 0.0,
+    groups: Groups | None = None,
+    perturbed: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns a method before a base optimizer."""
+    """Returns a method before a base optimizer, or around it.
+
+    Args:
+        method: One of `DESCRIPTIONS`.
+        base: The base optimizer.
+        rate: Its learning rate.
+        groups: The cores that are balanced.
+        perturbed: A mask of what SAM perturbs; None for everything.
+    """
+    if method in BALANCING:
+        return parse_method(method).optimizer(base, learning_rate=rate, steps=1000, groups=groups)
+    if method == "sam" and perturbed is not None:
+        return optax.chain(sam_of(perturbed)(RHO), base)
     if method in ("optax_opaque", "optax_transparent"):
         ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
         return optax.contrib.sam(base, ascent, opaque_mode=method == "optax_opaque")
@@ -126,11 +142,7 @@ def training(
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
-    def make(method: str) -> optax.GradientTransformationExtraArgs:
-        if method in BALANCING:
-            return _balanced(method, base, rate, models.CORE_GROUPS)
-        return optimizer(method, base)
-
+    make = functools.partial(optimizer, base=base, rate=rate, groups=models.CORE_GROUPS)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     title = f"{name}, {count / 1e6:.2g} M parameters, batch {batch_size}, 32x32x3 (base: SGD)"
     methods = tuple(name for name in DESCRIPTIONS if tensorized or name not in BALANCING)
@@ -154,22 +166,13 @@ def lora(batch_size: int, length: int, rank: int, rounds: int, encoder: bert.Ber
         loss, (model_state, _) = task.loss(params, (model_state, (frozen, *batch)))
         return loss, model_state
 
-    def make(method: str) -> optax.GradientTransformationExtraArgs:
-        if method in BALANCING:
-            return _balanced(method, base, rate, samax.lora_groups)
-        sam = optax.chain(sam_of(is_adapter)(RHO), base)
-        return sam if method == "sam" else optimizer(method, base)
-
+    make = functools.partial(
+        optimizer, base=base, rate=rate, groups=samax.lora_groups, perturbed=is_adapter
+    )
     title = f"{bert.NAME}, LoRA of rank {rank}, batch {batch_size}, {length} tokens (base: AdamW)"
     methods = ("base", "sam", *BALANCING)
     build = _steps(make, loss_fn, (params, model_state), (task.frozen, batch))
     return Problem(title, methods, methods, rounds, params, build)
-
-
-def _balanced(
-    method: str, base: optax.GradientTransformation, rate: float, groups: Groups
-) -> optax.GradientTransformationExtraArgs:
-    return parse_method(method).optimizer(base, learning_rate=rate, steps=1000, groups=groups)
 
 
 def _steps(
