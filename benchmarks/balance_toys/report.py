@@ -59,11 +59,7 @@ and DAS *raise* `Q`: they are not balancing methods whatever the problem.
 
 
 def write(folder: Path) -> str:
-    """Writes `summary.md` and `results.csv` from `results.json`.
-
-    Returns:
-        The text of `summary.md`.
-    """
+    """Writes `summary.md` and `results.csv` from `results.json`; returns the summary."""
     record = records.read_record(folder / "results.json")
     hardware, versions = record["hardware"], record["versions"]
     software = ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax"))

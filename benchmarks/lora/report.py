@@ -47,12 +47,7 @@ _COLUMNS = {"lora": "end abs B", "flora": "end Q"}
 def write(folder: Path) -> str:
     """Writes `summary.md`, `summary.json`, `runs.csv` and `figures/` from `runs/*.json`.
 
-    Returns:
-        The text of `summary.md`.
-
-    Raises:
-        FileNotFoundError: The folder holds no records.
-        ValueError: The records are of different comparisons.
+    Returns the text of the summary.
     """
     records = read_comparison(folder)
     runs = by_method(records, METHODS)

@@ -98,8 +98,7 @@ def _matrices(row: Row) -> Counter:
 def write(folder: Path) -> str:
     """Writes `results.csv`, `summary.md` and `bytes.png` from `results.json`.
 
-    Returns:
-        The text of `summary.md`.
+    Returns the text of the summary.
     """
     record = records.read_record(folder / "results.json")
     text = to_markdown(record)

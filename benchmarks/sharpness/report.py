@@ -38,8 +38,7 @@ _NOTES = (
 def write(folder: Path) -> str:
     """Writes `summary.md`, `summary.json`, `results.csv` and the figures from `runs/*.json`.
 
-    Returns:
-        The text of `summary.md`.
+    Returns the text of the summary.
     """
     found = read_comparison(folder)
     runs = report.by_method(found)

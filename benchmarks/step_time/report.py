@@ -103,8 +103,7 @@ def _work(methods: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
 def write(folder: Path) -> str:
     """Writes `results.csv`, `summary.md` and `step_time.png` from `results.json`.
 
-    Returns:
-        The text of `summary.md`.
+    Returns the text of the summary.
     """
     record = records.read_record(folder / "results.json")
     results, hardware, versions = record["problems"], record["hardware"], record["versions"]

@@ -37,11 +37,7 @@ in turn in one process, with its 95 % confidence interval.
 
 
 def write(folder: Path) -> str:
-    """Writes `summary.md`, `summary.json`, `results.csv` and the figures.
-
-    Returns:
-        The text of `summary.md`.
-    """
+    """Writes `summary.md`, `summary.json`, `results.csv` and the figures; returns the summary."""
     found = records.read_comparison(folder)
     overhead = records.read_record(folder / "overhead.json")
     names = {record["config"]["method"] for record in found}

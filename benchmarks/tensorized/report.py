@@ -46,12 +46,7 @@ _CSV = {
 def write(folder: Path) -> str:
     """Writes `summary.md`, `summary.json`, `summary.csv` and `accuracy.png` over `noise*/`.
 
-    Returns:
-        The text of `summary.md`.
-
-    Raises:
-        FileNotFoundError: There is no record below the folder.
-        ValueError: The noise levels' records differ in more than the noise.
+    Returns the text of the summary.
     """
     levels: dict[float, Runs] = {}
     shared: dict[str, Any] = {}

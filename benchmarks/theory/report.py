@@ -22,8 +22,7 @@ all threads, compilation included.
 def write(folder: Path) -> str:
     """Writes `claims.csv`, `summary.md` and the figures of the topics that are in the folder.
 
-    Returns:
-        The text of `summary.md`; none where there is no topic.
+    Returns the text of the summary.
     """
     paths = {name: folder / f"{name}.json" for name in TOPICS}
     found = {name: records.read_record(path) for name, path in paths.items() if path.exists()}
