@@ -87,7 +87,7 @@ class Progress:
             smoothing=0,
             mininterval=0.5,
             dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
         )
 
     def skip(self, work: float) -> None:
