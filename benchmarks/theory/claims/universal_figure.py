@@ -1,4 +1,4 @@
-"""The figure of `benchmarks.claims.universal`."""
+"""The figure of `benchmarks.theory.claims.universal`."""
 
 from __future__ import annotations
 

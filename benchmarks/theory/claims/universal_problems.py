@@ -1,4 +1,4 @@
-"""The problems of `benchmarks.claims.universal`, and what is measured on each.
+"""The problems of `benchmarks.theory.claims.universal`, and what is measured on each.
 
 Tahmasebi et al. 2024 (arXiv 2406.03682).
 """
