@@ -9,14 +9,7 @@ import jax.numpy as jnp
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-    """Scales uint8 images to [0, 1] and standardizes each channel.
-
-    Args:
-        images: uint8 of shape ``(..., C)``.
-        mean: One value a channel, for images in [0, 1].
-        std: One value a channel, for images in [0, 1].
-        dtype: The result's dtype; the arithmetic is float32.
-    """
+    """Scales uint8 images to [0, 1] and standardizes each channel, in float32, before the cast."""
     scaled = images.astype(jnp.float32) / 255
     standardized = (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
     return standardized.astype(dtype)

@@ -8,44 +8,26 @@ import numpy as np
 
 
 class Dataset(NamedTuple):
-    """Images and labels in host memory, with the statistics that normalize them.
+    """Images and labels in host memory, with the statistics that normalize them."""
 
-    Attributes:
-        name: What results call the data, for example ``'cifar10-jpeg'``.
-        train_images: uint8 of shape ``(N, H, W, C)``.
-        train_labels: int32 of shape ``(N,)``, in ``[0, num_classes)``.
-        test_images: uint8 of shape ``(M, H, W, C)``.
-        test_labels: int32 of shape ``(M,)``.
-        num_classes: The number of classes.
-        mean: Per channel, over the train images scaled to ``[0, 1]``.
-        std: Per channel, over the train images scaled to ``[0, 1]``.
-        class_names: One name a class.
-    """
-
-    name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
+    name: str  # What results call the data, for example ``'cifar10-jpeg'``
+    train_images: np.ndarray  # uint8 of shape ``(N, H, W, C)``
+    train_labels: np.ndarray  # int32 of shape ``(N,)``, in ``[0, num_classes)``
+    test_images: np.ndarray  # uint8 of shape ``(M, H, W, C)``
+    test_labels: np.ndarray  # int32 of shape ``(M,)``
+    num_classes: int  # The number of classes
+    mean: tuple[float, ...]  # Per channel, over the train images scaled to ``[0, 1]``
+    std: tuple[float, ...]  # Per channel, over the train images scaled to ``[0, 1]``
+    class_names: tuple[str, ...]  # One name a class
 
 
 class Layout(NamedTuple):
-    """A way in which a data set lies in a folder.
+    """A way in which a data set lies in a folder."""
 
-    Attributes:
-        description: The files expected, for error messages.
-        subfolders: Where the files lie when the user names the folder's parent.
-        matches: Whether a folder holds at least one of the files.
-        load: Reads a folder that matches; missing or damaged files are its errors.
-    """
-
-    description: str
-    subfolders: tuple[str, ...]
-    matches: Callable[[Path], bool]
+    description: str  # The files expected, for error messages
+    subfolders: tuple[str, ...]  # Where the files lie when the user names the folder's parent
+    matches: Callable[[Path], bool]  # Whether a folder holds at least one of the files
+    # Reads a folder that matches; missing or damaged files are its errors.
     load: Callable[[Path], Dataset]
 
 

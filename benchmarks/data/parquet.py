@@ -12,23 +12,19 @@ from PIL import Image
 from benchmarks.data.dataset import Dataset, Layout, make_dataset
 
 CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+    *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 CIFAR100_CLASSES = tuple(f"class {label}" for label in range(100))
 DESCRIPTION = (
     "Parquet files train-*.parquet and test-*.parquet with the columns of the Hugging Face export "
-    "uoft-cs/cifar10 (img: struct of bytes and path, label) or cifar100 (img, fine_label)"
+    "uoft-cs/cifar10 (img: struct of bytes and path, label) or cifar100 (img, fine_label); the "
+    "images are JPEG, WebP or PNG"
 )
-JPEG_START = b"\xff\xd8"
+# What loses detail, which makes the task another: results must say so.
+_LOSSY = {
+    "-jpeg": lambda content: content.startswith(b"\xff\xd8"),
+    "-webp": lambda content: content[8:12] == b"WEBP",
+}
 
 
 def _read_split(folder: Path, split: str) -> tuple[list[bytes], np.ndarray, tuple[str, ...]]:
@@ -58,11 +54,11 @@ def _read_split(folder: Path, split: str) -> tuple[list[bytes], np.ndarray, tupl
 
 
 def _decode(encoded: list[bytes], where: str) -> np.ndarray:
-    """Decodes JPEG or PNG images into one uint8 array of shape (N, H, W, 3)."""
+    """Decodes JPEG, WebP or PNG images into one uint8 array of shape (N, H, W, 3)."""
     images = []
     for row, content in enumerate(encoded):
         try:
-            with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
+            with Image.open(BytesIO(content), formats=("JPEG", "WEBP", "PNG")) as image:
                 images.append(np.asarray(image.convert("RGB")))
             if images[row].shape != images[0].shape:
                 raise ValueError(f"shape {images[row].shape}, the first has {images[0].shape}")
@@ -78,9 +74,9 @@ def _load(folder: Path) -> Dataset:
     test_encoded, test_labels, _ = _read_split(folder, "test")
     train = (_decode(train_encoded, f"{folder}/train*.parquet"), train_labels)
     test = (_decode(test_encoded, f"{folder}/test*.parquet"), test_labels)
-    # JPEG loses detail, which makes the task harder than the original pixels: results must say so.
-    is_jpeg = any(content.startswith(JPEG_START) for content in train_encoded + test_encoded)
-    name = f"cifar{len(names)}" + ("-jpeg" if is_jpeg else "")
+    every = train_encoded + test_encoded
+    kinds = [kind for kind, is_kind in _LOSSY.items() if any(map(is_kind, every))]
+    name = f"cifar{len(names)}{''.join(kinds)}"
     return make_dataset(name, train, test, names)
 
 

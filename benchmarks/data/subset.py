@@ -23,12 +23,6 @@ def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Da
     Every class keeps its share of the data to within one image, and with one seed a smaller subset
     is contained in a larger one. The channel statistics become those of the remaining train images.
 
-    Args:
-        dataset: The data to choose from.
-        train: The number of train images, or None for all of them.
-        test: The number of test images, or None for all of them.
-        seed: Seeds the choice.
-
     Raises:
         ValueError: If a number is not between 1 and the images there are.
     """
@@ -61,11 +55,6 @@ def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Da
 def take_fraction(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """Returns the data set with a class-balanced fraction of its train images.
 
-    Args:
-        dataset: The data to choose from; the test images stay.
-        fraction: In (0, 1]. The papers use 0.1.
-        seed: Seeds the choice.
-
     Raises:
         ValueError: If ``fraction`` is outside (0, 1].
     """
@@ -84,15 +73,6 @@ def corrupt_labels(labels: np.ndarray, rate: float, num_classes: int, seed: int)
     and leave open whether a flip may return the same class. Part of the label-noise literature
     draws from all classes, which leaves only ``rate * (1 - 1 / num_classes)`` of the labels wrong:
     40 % here compares with 44.4 % there on ten classes.
-
-    Args:
-        labels: Integers of shape ``(n,)``.
-        rate: The share of wrong labels, in [0, 1).
-        num_classes: The number of classes, at least 2.
-        seed: Seeds the choice and the draw.
-
-    Returns:
-        A new array of the same dtype.
 
     Raises:
         ValueError: If ``rate`` is outside [0, 1), or ``num_classes`` is below 2.

@@ -12,20 +12,13 @@ _MULTIPLE = 16  # batches have few different lengths, as each is a program to co
 
 
 class Task(NamedTuple):
-    """A task: a folder with tab-separated files, header `sentence`, `label`.
+    """A task: a folder with tab-separated files, header `sentence`, `label`."""
 
-    Attributes:
-        title: What results call it.
-        train: The training pool's file.
-        test: The test file.
-        labels: The labels, in the order of the classes.
-        rare: Labels with few examples, of which a k-shot sample may take fewer than k.
-    """
-
-    title: str
-    train: str
-    test: str
-    labels: tuple[str, ...]
+    title: str  # What results call it
+    train: str  # The training pool's file
+    test: str  # The test file
+    labels: tuple[str, ...]  # The labels, in the order of the classes
+    # Labels with few examples, of which a k-shot sample may take fewer than k.
     rare: tuple[str, ...] = ()
 
 
@@ -89,6 +82,12 @@ class Tokens(NamedTuple):
             yield chosen, np.resize(chosen, size)
 
 
+def check(name: str) -> None:
+    """Raises a `ValueError` unless there is such a task."""
+    if name not in TASKS:
+        raise ValueError(f"--task {name!r} is unknown; the tasks are {', '.join(TASKS)}.")
+
+
 def load(name: str, data: Path) -> tuple[Examples, Examples]:
     """Loads a task's training pool and test set.
 
@@ -100,8 +99,7 @@ def load(name: str, data: Path) -> tuple[Examples, Examples]:
         FileNotFoundError: A file is missing.
         ValueError: The task is unknown, or a file is not in the layout of `Task`.
     """
-    if name not in TASKS:
-        raise ValueError(f"--task {name!r} is unknown; the tasks are {', '.join(TASKS)}.")
+    check(name)
     task = TASKS[name]
     folder = data / name if (data / name).is_dir() else data
     for file in (task.train, task.test):
@@ -138,13 +136,7 @@ def read(path: Path, task: Task) -> Examples:
 
 
 def k_shot(examples: Examples, shots: int, task: Task, seed: int) -> Examples:
-    """Draws k examples a class.
-
-    Args:
-        examples: The pool.
-        shots: k.
-        task: The task; of its rare labels all examples are taken where there are fewer than k.
-        seed: Decides the draw.
+    """Draws k examples a class; of a rare label all, where there are fewer.
 
     Raises:
         ValueError: A class that is not rare has fewer than k examples.

@@ -87,13 +87,7 @@ class Bert(nnx.Module):
     """Embeddings and a stack of blocks: token ids to hidden states."""
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        """Builds a randomly initialized encoder.
-
-        Args:
-            config: Its shape.
-            dtype: The compute dtype; parameters are float32.
-            rngs: The random streams of the initialization.
-        """
+        """Builds a randomly initialized encoder."""
         self.config = config
 
         def embed(rows: int) -> nnx.Embed:
@@ -164,10 +158,6 @@ def model_folder() -> Path:
 
 def load(folder: Path, *, dtype: Any = jnp.float32) -> Bert:
     """Loads an encoder from `config.json` and `model.safetensors`.
-
-    Args:
-        folder: A folder of a BERT model in the published layout.
-        dtype: The compute dtype. Weight matrices are stored in it too, as they stay frozen.
 
     Raises:
         FileNotFoundError: A file is missing.

@@ -27,17 +27,7 @@ class SmallCNN(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Builds the network.
-
-        Args:
-            inner_conv: Makes all convolutions but the first, as ``layers.conv`` does.
-            linear: Makes the classifier's linear layer, as ``nnx.Linear`` does.
-            num_classes: See ``benchmarks.models.build``, as for the others.
-            in_channels: Channels of the images.
-            width: Multiplies the channels 16, 32, 64, 64.
-            dtype: The compute dtype.
-            rngs: The random streams of the initialization.
-        """
+        """Builds the network; `inner_conv` makes all convolutions but the first."""
         small, middle, large = (scale_channels(c, width) for c in (16, 32, 64))
         self.conv1 = conv(in_channels, small, stride=2, dtype=dtype, rngs=rngs)
         self.norm1 = batch_norm(small, dtype=dtype, rngs=rngs)

@@ -7,10 +7,12 @@ its `A` is he_uniform (squared norm 2 r, here 16) where LoRA's code has kaiming_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from benchmarks.models.bert import Bert, mean_pool
@@ -67,15 +69,7 @@ ADAPTERS = {
 
 
 def adapt(encoder: Bert, adapter: str, *, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
-    """Attaches adapters to query and value of every block, in place.
-
-    Args:
-        encoder: The encoder.
-        adapter: A key of `ADAPTERS`.
-        rank: The adapters' rank r.
-        alpha: LoRA's alpha: the adapter's output is multiplied by alpha / r.
-        rngs: The random streams of the initialization.
-    """
+    """Attaches adapters to query and value of every block, in place."""
     build = ADAPTERS[adapter]
     for block in encoder.encoder.layers:
         for name in ("query", "value"):
@@ -110,3 +104,58 @@ def is_adapter(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "lora_" in jax.tree_util.keystr(path), params
     )
+
+
+class SentenceTask:
+    """What a `Trainer` is given: the frozen weights are part of each batch, never differentiated.
+
+    There is no dropout: a step is a function of the state and the batch.
+    """
+
+    def __init__(self, build_model: Callable[[int], nnx.Module]):
+        """Builds the model once for its structure and its frozen weights, kept as `frozen`.
+
+        `build_model` maps a seed to a model of ids and mask, whose frozen weights do not depend on
+        the seed.
+        """
+        self._build_model = build_model
+        self.graph: nnx.GraphDef
+        self.graph, *states = nnx.split(build_model(0), TRAINED, ...)
+        self.frozen: nnx.State = states[1]
+        self._scores = jax.jit(self._all_scores)
+
+    def init(self, seed: int) -> tuple[nnx.State, tuple[()]]:
+        """Returns fresh adapters and classifier; no step changes anything else."""
+        return nnx.state(self._build_model(seed), TRAINED), ()
+
+    def loss(
+        self, params: nnx.State, inputs: Any
+    ) -> tuple[jax.Array, tuple[tuple[()], dict[str, jax.Array]]]:
+        """Returns the mean loss and the accuracy on a batch: frozen weights, ids, mask, labels."""
+        found = self._all_scores(params, inputs[1])
+        return found["loss"].mean(), ((), {"train_top1": jnp.mean(found["top1"])})
+
+    def scores(self, params: nnx.State, batch: Any) -> dict[str, jax.Array]:
+        """Returns each sentence's loss, and whether it is told right."""
+        return self._scores(params, batch)
+
+    def _all_scores(self, params: nnx.State, batch: Any) -> dict[str, jax.Array]:
+        frozen, ids, mask, labels = batch
+        logits = nnx.merge(self.graph, params, frozen, copy=True)(ids, mask)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return {"loss": losses, "top1": logits.argmax(-1) == labels}
+
+
+def build_classifier(
+    encoder: Bert,
+    num_classes: int,
+    seed: int,
+    *,
+    adapter: str = "lora",
+    rank: int = 8,
+    alpha: float = 16.0,
+) -> SentenceClassifier:
+    """Puts adapters and a classifier on a copy of the encoder, whose arrays are shared."""
+    model, rngs = nnx.clone(encoder), nnx.Rngs(seed)
+    adapt(model, adapter, rank=rank, alpha=alpha, rngs=rngs)
+    return SentenceClassifier(model, num_classes, rngs=rngs)

@@ -13,13 +13,7 @@ class PadShortcut(nnx.Module):
     """Option A of the paper: every second pixel, new channels zero. No parameters."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, in_features: int, out_features: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         """Stores the stride and the channels to add."""
         del dtype, rngs  # nothing to initialize
@@ -37,13 +31,7 @@ class ProjectionShortcut(nnx.Module):
     """Option B of the paper: a 1x1 convolution and batch normalization."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, in_features: int, out_features: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         """Builds the projection."""
         self.conv = conv(in_features, out_features, size=1, stride=stride, dtype=dtype, rngs=rngs)
@@ -103,20 +91,7 @@ class ResNet(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Builds the network.
-
-        Args:
-            blocks: The number of blocks of each stage; all but the first stage halve the image.
-            channels: The channels of each stage at width 1.
-            shortcut: ``PadShortcut`` or ``ProjectionShortcut``.
-            inner_conv: Makes the blocks' convolutions, as ``layers.conv`` does.
-            linear: Makes the classifier's linear layer, as ``nnx.Linear`` does.
-            num_classes: See ``benchmarks.models.build``, as for the others.
-            in_channels: Channels of the images.
-            width: Multiplies ``channels``.
-            dtype: The compute dtype.
-            rngs: The random streams of the initialization.
-        """
+        """Builds the network from the blocks and the channels, at width 1, of each stage."""
         features = scale_channels(channels[0], width)
         self.conv = conv(in_channels, features, dtype=dtype, rngs=rngs)
         self.norm = batch_norm(features, dtype=dtype, rngs=rngs)

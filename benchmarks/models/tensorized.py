@@ -24,18 +24,13 @@ _AXES, _BONDS = "abcdefghijklm", "ABCDEFGHIJKLMN"
 
 
 class Layout(NamedTuple):
-    """How cores make a tensor.
+    """How cores make a tensor."""
 
-    Attributes:
-        shapes: The cores' shapes.
-        terms: The ``einsum`` indices of each core: lower case an axis of the tensor, upper case
-            a bond, which is summed over.
-        products: The number of products that are summed in each entry of the tensor.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]  # The cores' shapes
+    # The ``einsum`` indices of each core: lower case an axis of the tensor, upper case a bond,
+    # which is summed over.
     terms: tuple[str, ...]
-    products: int
+    products: int  # The number of products that are summed in each entry of the tensor
 
 
 def _canonical(dims: Sequence[int], rank: int) -> Layout:
@@ -96,25 +91,12 @@ class TensorProduct(nnx.Module):
     """
 
     def __init__(
-        self,
-        dims: Sequence[int],
-        *,
-        format: str,
-        rank: int,
-        variance: float,
-        rngs: nnx.Rngs,
+        self, dims: Sequence[int], *, format: str, rank: int, variance: float, rngs: nnx.Rngs
     ):
-        """Draws the cores.
-
-        Args:
-            dims: The tensor's axes, in the order of the cores.
-            format: A key of ``FORMATS``.
-            rank: The size of every bond between two cores.
-            variance: That of an entry of the tensor.
-            rngs: The random streams of the initialization.
+        """Draws the cores of a tensor with these axes, whose entries have this variance.
 
         Raises:
-            ValueError: If ``format`` is unknown, or ``rank`` is below 1.
+            ValueError: If ``format`` is unknown, or ``rank``, the size of the bonds, is below 1.
         """
         if format not in FORMATS:
             raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
@@ -156,17 +138,8 @@ class TensorizedConv(nnx.Module):
     ):
         """Draws the cores such that the kernel has the variance of ``layers.conv``'s.
 
-        Args:
-            in_features: Channels of the inputs.
-            out_features: Channels of the outputs.
-            size: The kernel's height and width.
-            stride: In both directions; the padding is ``size // 2``.
-            format: See ``TensorProduct``, as for ``rank``.
-            rank: The cores' rank.
-            in_factors: Factors of ``in_features``; by default ``factorize``'s.
-            out_factors: Factors of ``out_features``, likewise.
-            dtype: The convolution's dtype; the kernel is reconstructed in float32.
-            rngs: The random streams of the initialization.
+        The channels are factorized by ``factorize`` where no factors are given; the padding is
+        ``size // 2``, and the kernel is reconstructed in float32.
 
         Raises:
             ValueError: If the factors' product is not the number of channels, or a core is invalid.
@@ -220,14 +193,8 @@ class TensorizedLinear(nnx.Module):
     ):
         """Draws the cores such that the weight has the variance of ``nnx.Linear``'s.
 
-        Args:
-            in_features: Features of the inputs.
-            out_features: Features of the outputs.
-            format: See ``TensorProduct``, as for ``rank``.
-            rank: The cores' rank.
-            in_factors: Factors of ``in_features``; by default ``factorize``'s.
-            out_factors: Factors of ``out_features``; by default one, since these are classes.
-            rngs: The random streams of the initialization.
+        The inputs are factorized by ``factorize`` where no factors are given, the outputs not at
+        all, since these are classes.
 
         Raises:
             ValueError: If the factors' product is not the number of features, or a core is invalid.

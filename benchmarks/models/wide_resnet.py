@@ -11,13 +11,7 @@ class PreActivationBlock(nnx.Module):
     """Normalization and ReLU before each of two 3x3 convolutions, and a shortcut around them."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, in_features: int, out_features: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         """Builds the block; a changed number of channels makes the shortcut a 1x1 convolution."""
         self.norm1 = batch_norm(in_features, dtype=dtype, rngs=rngs)
@@ -53,16 +47,10 @@ class WideResNet(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Builds WRN-``depth``-``widening``; the depth counts 4 layers and 6 for each block row.
+        """Builds WRN-``depth``-``widening``; the depth is 6 n + 4 for n blocks a stage.
 
-        Args:
-            depth: 6 n + 4 for n blocks a stage.
-            widening: Multiplies the channels 16, 32, 64 of the stages, not the stem's 16.
-            num_classes: See ``benchmarks.models.build``, as for the others.
-            in_channels: Channels of the images.
-            width: Multiplies all the channels, the stem's included.
-            dtype: The compute dtype.
-            rngs: The random streams of the initialization.
+        The widening multiplies the channels 16, 32, 64 of the stages and not the stem's 16, the
+        width all of them.
         """
         features = scale_channels(16, width)
         self.conv = conv(in_channels, features, dtype=dtype, rngs=rngs)

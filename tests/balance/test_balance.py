@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import samax
-from benchmarks.balance_toys_problems import nop, steps_to_half, trajectories, tucker
+from benchmarks.models.toys import nop, steps_to_half, trajectories, tucker
 
 TARGET = jnp.diag(jnp.array([0.5, 0.0, 0.0]))
 GROUPS = {"x": "xy", "y": "xy"}

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cifar
-from benchmarks.experiment import Comparison
-from benchmarks.records import read_record, read_records
-from benchmarks.training import Trainer
+from benchmarks.cifar import __main__ as cifar
+from benchmarks.core.classification.experiment import ImageComparison
+from benchmarks.core.command import parse
+from benchmarks.core.records import read_record, read_records
+from benchmarks.core.training import Trainer
 
-ROOT = Path(cifar.__file__).parents[1]
+ROOT = Path(cifar.__file__).parents[2]
 TINY = ["--train-images=64", "--test-images=40", "--width=0.25", "--batch-size=32", "--seeds=1"]
 TIMES = ("wall_seconds", "compute_seconds")
 DEADLINE = 400  # seconds; against a hang, however busy the machine
@@ -23,6 +24,10 @@ DEADLINE = 400  # seconds; against a hang, however busy the machine
 
 def arguments(out, *more):
     return [*TINY, "--out", str(out), *more]
+
+
+def read(command):
+    return parse(cifar.Configuration, "benchmarks.cifar", command)
 
 
 def numbers(record):
@@ -68,7 +73,7 @@ def test_a_record_tells_the_setting_but_not_the_place(finished):
 
 def test_a_finished_run_is_not_repeated(finished, monkeypatch, capsys):
     before = read_records(finished)
-    monkeypatch.setattr(Trainer, "train_epoch", None)
+    monkeypatch.setattr(Trainer, "train", None)
     assert cifar.main(arguments(finished, "--methods", "sgd", "--epochs", "2")) == 0
     assert read_records(finished) == before
     assert "| sgd" in capsys.readouterr().out
@@ -81,16 +86,16 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, capsys):
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_loses_no_epoch(tmp_path, monkeypatch, capsys):
-    train_epoch = Trainer.train_epoch
+    train = Trainer.train
     calls = []
 
     def interrupted(self, *args):
         calls.append(None)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return train_epoch(self, *args)
+        return train(self, *args)
 
-    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "train", interrupted)
     command = arguments(tmp_path, "--methods", "sgd@2", "--epochs", "1")
     assert cifar.main(command) == 130
     assert "to continue, repeat" in capsys.readouterr().err
@@ -146,23 +151,23 @@ def test_a_killed_run_ends_with_the_same_numbers_bit_for_bit(tmp_path):
 def test_label_noise_is_in_the_training_labels_alone(tmp_path, monkeypatch):
     seen = {}
 
-    def train_epoch(self, *args):
-        seen["train"] = args[2]
+    def train(self, state, data, *args):
+        seen["train"] = data.labels
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
+    monkeypatch.setattr(Trainer, "train", train)
     monkeypatch.setattr(Trainer, "compile", lambda *args: None)
     command = arguments(tmp_path, "--methods", "sgd", "--label-noise", "0.25")
     cifar.main(command)
-    clean = cifar.load(cifar.parse_arguments(command))
+    clean = read(command).dataset()
     assert (clean.train_labels != seen["train"]).sum() == 16
 
 
 def test_seeds_change_the_training_but_not_the_images():
-    dataset = cifar.load(cifar.parse_arguments(TINY))
+    dataset = read(TINY).dataset()
     assert len(dataset.train_labels) == 64
     assert len(dataset.test_labels) == 40
-    again = cifar.load(cifar.parse_arguments([*TINY, "--seed-start", "5"]))
+    again = read([*TINY, "--seed-start", "5"]).dataset()
     assert (again.train_images == dataset.train_images).all()
 
 
@@ -174,7 +179,7 @@ def test_seeds_change_the_training_but_not_the_images():
         (["--epochs", "0"], "--epochs must be 1 or more, got 0"),
         (["--lr", "-1"], "--lr must be in [0, inf), got -1"),
         (["--label-smoothing", "1"], "--label-smoothing must be in [0, 1), got 1"),
-        (["--label-noise", "2"], "2.0"),
+        (["--label-noise", "2"], "--label-noise must be in [0, 1), got 2.0"),
         (["--train-images", "9999"], "9999"),
         (["--width", "-1"], "width=-1"),
         (["--data", "no/such/place"], "no/such/place"),
@@ -189,7 +194,6 @@ def test_misuse_is_one_line(tmp_path, capsys, more, message):
 
 
 def test_an_unfinished_comparison_of_another_kind_is_found_before_training(finished):
-    dataset = cifar.load(cifar.parse_arguments(TINY))
-    settings = cifar.settings(cifar.parse_arguments([*TINY, "--lr", "0.2"]), dataset)
+    arguments = read([*TINY, "--lr", "0.2"])
     with pytest.raises(ValueError, match="another configuration"):
-        Comparison(dataset, settings, finished)
+        ImageComparison(arguments, arguments.dataset(), finished)

@@ -14,12 +14,13 @@ import optax
 import pytest
 
 import samax
-from benchmarks import cifar, distributed
-from benchmarks.distributed import Cluster, DistributedTrainer
-from benchmarks.experiment import Comparison, build_model, make_recipe
-from benchmarks.records import read_record
-from benchmarks.training import Trainer
-from tests.benchmarks.test_cifar import DEADLINE, ROOT, numbers
+from benchmarks.cifar import __main__ as cifar
+from benchmarks.core import distributed
+from benchmarks.core.classification.experiment import ImageComparison
+from benchmarks.core.classification.task import Classification
+from benchmarks.core.distributed import Cluster
+from benchmarks.core.records import read_record
+from tests.benchmarks.test_cifar import DEADLINE, ROOT, numbers, read
 
 # One step an epoch: float32 and ReLU let runs that differ in the order of sums part soon after.
 SETTING = ["--train-images=64", "--test-images=40", "--width=0.25", "--batch-size=64", "--seeds=1"]
@@ -70,7 +71,7 @@ def log(out, i):
 def test_two_processes_of_which_one_is_lost_end_as_if_it_was_not(tmp_path, processes):
     whole, faulted = tmp_path / "whole", tmp_path / "faulted"
     first = start(processes, whole)
-    survivor, lost = start(processes, faulted, (0, 1), "--heartbeat-timeout", "10")
+    survivor, lost = start(processes, faulted)
     limit = time.monotonic() + DEADLINE
     checkpoints = faulted / "checkpoints" / "sam_seed0"
     while not any((checkpoints / str(epoch)).exists() for epoch in range(2, 13)):
@@ -78,8 +79,9 @@ def test_two_processes_of_which_one_is_lost_end_as_if_it_was_not(tmp_path, proce
         assert time.monotonic() < limit
         time.sleep(0.005)
     lost.send_signal(signal.SIGKILL)
-    # It may sit in a sum over devices or at a barrier of Orbax, which only the heartbeat ends.
-    assert survivor.wait(DEADLINE) != 0, log(faulted, 0)
+    # It may sit in a sum over devices, which only JAX's heartbeat ends, after minutes.
+    survivor.kill()
+    survivor.wait()
     assert not (faulted / RECORD).exists()
     for process in (*start(processes, faulted), *first):
         assert process.wait(DEADLINE) == 0, log(faulted, 0) + log(whole, 0)
@@ -102,40 +104,32 @@ def test_two_processes_of_which_one_is_lost_end_as_if_it_was_not(tmp_path, proce
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process_id", [0, 1])
-def test_a_missing_process_is_an_error_within_the_set_time(tmp_path, processes, process_id):
-    (alone,) = start(processes, tmp_path, (process_id,), "--connect-timeout", "2")
-    assert alone.wait(DEADLINE) == 1
-    *_, last = log(tmp_path, process_id).splitlines()
-    assert last.startswith("error: not all 2 processes met at 127.0.0.1:")
-    assert "within 2 seconds" in last
-
-
-def parts(dataset, settings):
-    tx = optax.chain(samax.sam(0.05, track=True), optax.sgd(0.1))
-    return lambda seed: build_model(settings, dataset, seed), tx, make_recipe(settings, dataset)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.quick
 def test_a_step_over_devices_is_one_devices_step(scan):
-    arguments = cifar.parse_arguments(SETTING)
-    dataset = cifar.load(arguments)
-    made = parts(dataset, cifar.settings(arguments, dataset))
+    dataset = read(SETTING).dataset()
+    config = {"model": "cnn", "width": 0.25, "bfloat16": False, "batch_size": 64}
+    config |= {"flip": False, "label_smoothing": 0.0}
     data, key = (dataset.train_images, dataset.train_labels), jax.random.key(1)
-    one, several = Trainer(*made, scan=scan), DistributedTrainer(*made, Cluster(), scan=scan)
-    state, metrics = one.train_epoch(one.init(0), *map(jax.numpy.asarray, data), key)
-    spread_state, spread_metrics = several.train_epoch(several.init(0), *data, key)
+    images, labels = dataset.test_images, dataset.test_labels
+    found = []
+    for cluster in (None, Cluster()):
+        task = Classification.of(config, dataset, cluster)
+        trainer = task.trainer(optax.chain(samax.sam(0.05, track=True), optax.sgd(0.1)), scan)
+        arrays = data if cluster else map(jax.numpy.asarray, data)
+        epoch = task.epoch(*arrays, key)
+        state, metrics = trainer.train(trainer.init(0), epoch, len(data[0]) // 64)
+        found.append(
+            (state, metrics, task.evaluate(state, *map(jax.numpy.asarray, (images, labels))))
+        )
+    (state, metrics, scores), (spread_state, spread_metrics, spread_scores) = found
     for name, values in metrics.items():
         np.testing.assert_allclose(spread_metrics[name], values, rtol=1e-4, err_msg=name)
     for left, right in zip(jax.tree.leaves(spread_state), jax.tree.leaves(state), strict=True):
         assert left.sharding.is_fully_replicated
         assert len(left.sharding.device_set) == len(jax.devices())
         np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-5)
-    images, labels = dataset.test_images, dataset.test_labels
-    found = several.evaluate(spread_state, images, labels)
-    assert found == pytest.approx(one.evaluate(state, images, labels), rel=1e-4)
+    assert spread_scores == pytest.approx(scores, rel=1e-4)
 
 
 def test_each_device_reads_its_share_of_each_batch():
@@ -156,10 +150,9 @@ def test_each_device_reads_its_share_of_each_batch():
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
-    arguments = cifar.parse_arguments([*SETTING[:-2], "--batch-size=30"])
-    dataset = cifar.load(arguments)
+    arguments = read([*SETTING[:-2], "--batch-size=30"])
     with pytest.raises(ValueError, match="multiple of the number of devices, got 30 and 4"):
-        Comparison(dataset, cifar.settings(arguments, dataset), tmp_path, Cluster())
+        ImageComparison(arguments, arguments.dataset(), tmp_path, cluster=Cluster())
 
 
 def test_processes_that_do_not_agree_are_told(monkeypatch):
@@ -176,7 +169,6 @@ def test_processes_that_do_not_agree_are_told(monkeypatch):
     ("more", "message"),
     [
         (["--processes", "2"], "--coordinator, --processes and --process-id need --distributed"),
-        (["--connect-timeout", "0"], "--connect-timeout must be 1 or more, got 0"),
         (["--distributed"], "--distributed found no cluster (no address.) Pass --coordinator"),
     ],
 )
@@ -189,17 +181,3 @@ def test_misuse_is_one_line(tmp_path, monkeypatch, capsys, more, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_a_lost_process_is_named_whatever_reports_it(monkeypatch):
-    arguments = cifar.parse_arguments(["--distributed"])
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: None)
-
-    def fail(error):
-        with distributed.session(arguments):
-            raise error
-
-    with pytest.raises(ConnectionError, match=r"Connection closed.*repeat the command on all"):
-        fail(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
-    with pytest.raises(ValueError, match="a wrong argument"):
-        fail(ValueError("a wrong argument"))

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks import lora, lora_report, lora_tuning
+from benchmarks.core import command as commands
+from benchmarks.core.records import read_record, read_records
+from benchmarks.core.training import Trainer
 from benchmarks.data import text
-from benchmarks.lora_training import Trainer
+from benchmarks.lora import __main__ as lora
+from benchmarks.lora import report as lora_report
+from benchmarks.lora import tuning as lora_tuning
 from benchmarks.models import bert
-from benchmarks.records import read_record, read_records
 from tests.benchmarks.tiny_bert import encoder, save, save_task, save_tokenizer
 
 pytestmark = pytest.mark.quick
@@ -140,12 +143,13 @@ def test_the_report_compares_in_pairs(finished):
     summary = (finished / "summary.md").read_text()
     assert "oBAR's abs B ends below 0.6 of AdamW's" in summary
     assert "alpha is multiplied by 83.3333" in summary.replace("\n", " ")
-    assert lora_report.main([str(finished)]) == 0
+    folders = [str(finished)]
+    assert commands.report(lora_report.write, "benchmarks.lora.report", folders) == 0
 
 
 def test_a_finished_run_is_not_repeated(finished, command, monkeypatch):
     before = read_records(finished)
-    monkeypatch.setattr(Trainer, "train_step", None)
+    monkeypatch.setattr(Trainer, "train", None)
     assert lora.main(command(finished, "--methods", "probe,adamw")) == 0
     assert read_records(finished) == before
 
@@ -159,15 +163,15 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, command, 
 def test_an_interrupted_run_ends_with_the_same_numbers_bit_for_bit(
     finished, command, tmp_path, monkeypatch, capsys
 ):
-    train_step, calls = Trainer.train_step, []
+    train, calls = Trainer.train, []
 
     def interrupted(self, *args):
         calls.append(None)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return train_step(self, *args)
+        return train(self, *args)
 
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    monkeypatch.setattr(Trainer, "train", interrupted)
     again = command(tmp_path, "--methods", "adamw")
     assert lora.main(again) == 130
     assert "to continue, repeat" in capsys.readouterr().err
@@ -212,22 +216,6 @@ def test_tuning_goes_on_where_it_was_and_then_runs_the_best(command, tmp_path, m
     assert {config["evaluated_on"] for config in tested} == {"test"}
     best = [label for label, value in accuracies.items() if value == max(accuracies.values())]
     assert set(best) & {config["method"] for config in tested}
-
-
-@pytest.mark.slow
-def test_steps_are_timed_against_adamw(command, tmp_path, capsys):
-    out = tmp_path / "time"
-    assert lora.main(command(out, "--time", "--rounds", "3", "--methods", "probe,sam,obar")) == 0
-    results = json.loads((out / "results.json").read_text())
-    methods = results["methods"]
-    assert list(methods) == ["adamw", "sam", "obar"]
-    assert methods["adamw"]["time_ratio"]["median"] == 1
-    assert 1.5 < methods["sam"]["flops_ratio"] <= 2
-    assert methods["obar"]["flops_ratio"] > 1
-    assert len(results["targets"]) == 6
-    assert len((out / "results.csv").read_text().splitlines()) == 1 + 3
-    assert (out / "lora_time.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "summary.md").read_text() in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

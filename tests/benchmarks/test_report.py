@@ -6,9 +6,10 @@ import statistics
 
 import pytest
 
-from benchmarks import report
-from benchmarks.experiment import final_metrics
-from benchmarks.records import FORMAT, read_record, write_record
+from benchmarks.core import command
+from benchmarks.core.classification import report
+from benchmarks.core.classification.experiment import final_metrics
+from benchmarks.core.records import FORMAT, read_record, write_record
 
 SEEDS = (0, 1, 2)
 EPOCHS = 12
@@ -79,6 +80,10 @@ def folder(tmp_path, records):
     return tmp_path
 
 
+def made_anew(folders):
+    return command.report(report.write, "benchmarks.cifar.report", folders)
+
+
 def rows_of(records):
     return {row["method"]: row for row in report.summarize(report.by_method(records))}
 
@@ -143,7 +148,7 @@ def test_one_seed_and_no_sgd_leave_the_rest_of_the_table():
 
 
 def test_the_folder_gets_table_csv_json_and_figures(folder, records):
-    assert report.main([str(folder)]) == 0
+    assert made_anew([str(folder)]) == 0
     text = (folder / "summary.md").read_text(encoding="utf-8")
     assert "| sam    | 66.00 ± 2.00 |" in text
     assert "40 % wrong training labels" in text
@@ -161,17 +166,17 @@ def test_the_folder_gets_table_csv_json_and_figures(folder, records):
 
 def test_records_of_two_comparisons_are_refused(folder, capsys):
     write_record(folder / "runs" / "other.json", make_record("sgd", 9, 0.6, 1.0, batch_size=32))
-    assert report.main([str(folder)]) != 0
+    assert made_anew([str(folder)]) != 0
     assert "batch_size=32 there but 64 now" in capsys.readouterr().err
 
 
 def test_missing_and_damaged_records_are_named(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) != 0
+    assert made_anew([str(tmp_path)]) != 0
     assert "holds no record" in capsys.readouterr().err
     damaged = tmp_path / "runs" / "sam.json"
     damaged.parent.mkdir()
     damaged.write_text("{", encoding="utf-8")
-    assert report.main([str(tmp_path)]) != 0
+    assert made_anew([str(tmp_path)]) != 0
     assert "sam.json is not a run's record" in capsys.readouterr().err
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling, scaling_report
-from benchmarks.collectives import Collective, read_collectives, ring_bytes
-from benchmarks.scaling_programs import LAYOUTS, Size, build, methods
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import experiment
+from benchmarks.scaling import report as scaling_report
+from benchmarks.scaling.collectives import Collective, read_collectives, ring_bytes
+from benchmarks.scaling.programs import LAYOUTS, Size, build, methods
 
 SMALL = Size(layers=2, width=32, rank=4, batch=16)
 
@@ -59,7 +61,7 @@ def test_a_collective_in_a_loop_is_not_counted_once():
 @pytest.fixture(scope="module")
 def rows():
     return {
-        (layout, method, devices): scaling.count(
+        (layout, method, devices): experiment.count(
             build(layout, method, devices, SMALL), layout, method, devices
         )
         for layout in LAYOUTS
@@ -136,7 +138,7 @@ def test_the_command_writes_its_files(tmp_path, capsys):
 
 
 def test_the_documentations_table_is_what_its_code_computes():
-    page = (Path(scaling.__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    page = (Path(scaling.__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
     namespace = {}
     for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         exec(code, namespace)
@@ -151,7 +153,6 @@ def test_the_documentations_table_is_what_its_code_computes():
     ("more", "message"),
     [
         (["--devices", "0"], "--devices '0' must be whole numbers"),
-        (["--devices", "two"], "--devices 'two' must be whole numbers"),
         (["--devices", "3"], "--width 256 must be a multiple of --devices 3"),
         (["--devices", "64"], "--devices 64 needs as many devices"),
         (["--rounds", "0"], "--rounds must be 1 or more, got 0"),

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from benchmarks import cifar, sharpness, sharpness_report
-from benchmarks.records import read_record, read_records, write_record
-from benchmarks.sharpness_measures import Budget, Model, measure
+from benchmarks.cifar import __main__ as cifar
+from benchmarks.core.records import read_record, read_records, write_record
+from benchmarks.sharpness import __main__ as sharpness
+from benchmarks.sharpness import experiment
+from benchmarks.sharpness import report as sharpness_report
+from benchmarks.sharpness.measures import Budget, Model, measure
 
 pytestmark = pytest.mark.quick
 
@@ -35,9 +38,8 @@ def logistic_regression():
 def test_the_measures_are_those_of_the_dense_hessian():
     model, whole = logistic_regression()
     budget = Budget(examples=16, products=12, samples=30)
-    done = []
-    found = measure(model, budget, jax.random.key(1), done.append)
-    assert done == list(found) == list(budget.gradients())
+    found = dict(measure(model, budget, jax.random.key(1)))
+    assert list(found) == list(budget.gradients())
 
     flat, unravel = ravel_pytree(model.params)
     dense = jax.hessian(lambda v: whole(unravel(v)))(flat)
@@ -74,14 +76,13 @@ def trained(tmp_path_factory):
 
 
 def test_a_trained_model_is_measured_once(trained, monkeypatch, capsys):
-    def measured(model, budget, key, done):
+    def measured(model, budget, key):
         loss = np.mean([jax.jit(model.loss_fn)(model.params, batch) for batch in model.batches])
-        done("loss")
-        return made_record("sgd", 0, 3.0)["measures"] | {
-            "loss": {"value": float(loss), "grad_norm": 1.0}
-        }
+        made = made_record("sgd", 0, 3.0)["measures"]
+        made["loss"] = {"value": float(loss), "grad_norm": 1.0}
+        return iter([(name, made[name]) for name in budget.gradients()])
 
-    monkeypatch.setattr(sharpness, "measure", measured)
+    monkeypatch.setattr(experiment, "measure", measured)
     assert sharpness.main([str(trained), *BUDGET]) == 0
     assert "adaptive worst case" in capsys.readouterr().out
     record = read_record(trained / "sharpness" / "runs" / "sgd_seed0.json")
@@ -93,7 +94,7 @@ def test_a_trained_model_is_measured_once(trained, monkeypatch, capsys):
     for name in ("summary.md", "summary.json", "results.csv", "measures.png", "spectrum.png"):
         assert (trained / "sharpness" / name).stat().st_size > 0
 
-    monkeypatch.setattr(sharpness, "measure", None)
+    monkeypatch.setattr(experiment, "measure", None)
     assert sharpness.main([str(trained), *BUDGET]) == 0
     assert sharpness.main([str(trained), *BUDGET[1:], "--examples=64"]) == 2
     assert "examples=32 there but 64 now" in capsys.readouterr().err

@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import theory
-from benchmarks.balance_toys_problems import float64
-from benchmarks.claims import (
+from benchmarks.core.precision import float64
+from benchmarks.core.runs import complete_all
+from benchmarks.theory import __main__ as theory
+from benchmarks.theory import experiment, figures, report
+from benchmarks.theory.claims import (
     balancedness,
     deviation,
     neuron,
@@ -16,7 +18,7 @@ from benchmarks.claims import (
     thresholds,
     universal_problems,
 )
-from benchmarks.claims.common import (
+from benchmarks.theory.common import (
     Claim,
     Findings,
     as_json,
@@ -27,6 +29,7 @@ from benchmarks.claims.common import (
     slope,
     spread,
 )
+from benchmarks.theory.experiment import TOPICS, Theory
 
 
 class TestCommon:
@@ -117,14 +120,12 @@ SLOW = {"thresholds", "neuron", "sensing", "balancedness", "deviation", "univers
 
 @pytest.mark.parametrize(
     "topic",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-        for name in theory.TOPICS
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TOPICS],
 )
 def test_the_claims_hold_on_shortened_runs(topic, tmp_path):
     """The acceptance figures of the methods' reference, and the figure."""
-    record = theory.run(topic, tmp_path, quick=True)
+    record = complete_all([(Theory(True, tmp_path), topic)])[0]
+    report.write(tmp_path)
     failed = [claim for claim in record["claims"] if not claim["holds"]]
     assert not failed
     assert len(record["claims"]) >= 4
@@ -147,18 +148,21 @@ class TestCommand:
             return Findings(claims, as_json(y=[1.0, np.inf]))
 
         def draw(series):
-            figure, axes = theory.drawing.panels("A claim")
+            figure, axes = figures.panels("A claim")
             axes[0].plot(np.array(series["y"], float))
             return figure
 
-        topic = theory.Topic("A topic", measure, draw)
-        monkeypatch.setattr(theory, "TOPICS", {"first": topic, "second": topic})
+        topic = experiment.Topic("A topic", measure, draw)
+        for name in (*TOPICS,):
+            monkeypatch.delitem(TOPICS, name)
+        for name in ("neuron", "sensing"):
+            monkeypatch.setitem(TOPICS, name, topic)
         return runs
 
     def test_writes_what_it_found_whether_it_holds_or_not(self, tmp_path, runs, capsys):
-        assert theory.main(["second", "--out", str(tmp_path)]) == 0
+        assert theory.main(["sensing", "--out", str(tmp_path)]) == 0
         assert runs == [False]
-        record = json.loads((tmp_path / "second.json").read_text())
+        record = json.loads((tmp_path / "sensing.json").read_text())
         assert record["series"] == {"y": [1.0, None]}
         assert {"jax", "optax", "samax"} <= record["versions"].keys()
         assert record["cpu_seconds"] >= 0
@@ -172,31 +176,26 @@ class TestCommand:
         assert r"\|x\| is 1" in summary
         assert "*Outside:* y is 1" in summary
         assert "**no**" in summary
-        assert "second: 1 of 2 claims hold" in captured.err
+        assert "1 of 2 claims hold, 0 s" in captured.out
 
     def test_continues_with_the_topics_that_are_missing(self, tmp_path, runs, capsys):
-        assert theory.main(["first", "--quick", "--out", str(tmp_path)]) == 0
+        assert theory.main(["neuron", "--quick", "--out", str(tmp_path)]) == 0
         assert theory.main(["all", "--quick", "--out", str(tmp_path)]) == 0
         assert runs == [True, True]  # the first is not measured again
         assert "2 of 4 claims hold; shortened runs" in (tmp_path / "summary.md").read_text()
 
     def test_does_not_mix_shortened_and_full_runs(self, tmp_path, runs, capsys):
-        assert theory.main(["first", "--quick", "--out", str(tmp_path)]) == 0
-        assert theory.main(["first", "--out", str(tmp_path)]) == 2
+        assert theory.main(["neuron", "--quick", "--out", str(tmp_path)]) == 0
+        assert theory.main(["neuron", "--out", str(tmp_path)]) == 2
         assert "quick=True there but False now" in capsys.readouterr().err
 
     def test_an_interruption_keeps_what_is_finished(self, tmp_path, runs, capsys, monkeypatch):
         def stop(quick):
             raise KeyboardInterrupt
 
-        second = theory.TOPICS["second"]._replace(measure=stop)
-        monkeypatch.setitem(theory.TOPICS, "second", second)
+        second = TOPICS["sensing"]._replace(measure=stop)
+        monkeypatch.setitem(TOPICS, "sensing", second)
         assert theory.main(["--out", str(tmp_path)]) == 130
-        assert (tmp_path / "first.json").exists()
+        assert (tmp_path / "neuron.json").exists()
         assert (tmp_path / "summary.md").exists()
         assert "Every finished topic is saved" in capsys.readouterr().err
-
-    def test_refuses_unknown_topics(self, capsys):
-        with pytest.raises(SystemExit):
-            theory.main(["nothing"])
-        assert "invalid choice: 'nothing'" in capsys.readouterr().err

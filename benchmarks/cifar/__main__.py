@@ -1,0 +1,70 @@
+"""Trains an image classifier with several optimizers and shows which one generalizes better.
+
+    python -m benchmarks.cifar
+    python -m benchmarks.cifar --data path/to/cifar10 --model resnet18 --methods sgd,sgd@2,sam,samar
+    python -m benchmarks.cifar --distributed --model resnet18  # in every process of a cluster
+
+The results go to `--out`: one JSON record a run, a CSV, a table and figures. A run that was
+interrupted continues when the command is repeated; a finished one is not repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+
+from benchmarks.core import command
+from benchmarks.core.classification import report
+from benchmarks.core.classification.experiment import ImageComparison, Images
+from benchmarks.core.distributed import Cluster, connected
+from benchmarks.core.runs import complete_all
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration(Images):
+    """The comparison, and over which processes it is trained."""
+
+    label_noise: float = 0.0  # The share of training labels made wrong.
+    # Train over all devices of all processes that run this same command; JAX finds them where it
+    # knows the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU).
+    distributed: bool = False
+    coordinator: str | None = None  # Elsewhere: HOST:PORT at process 0.
+    processes: int | None = None  # Elsewhere: how many processes there are.
+    process_id: int | None = None  # Elsewhere: which of them this is, from 0.
+
+    def check(self) -> None:
+        """Raises a `ValueError` that names an argument which is out of its range."""
+        super().check()
+        self.within(0, 1, "label_noise")
+        if (
+            not self.distributed
+            and (self.coordinator, self.processes, self.process_id) != (None,) * 3
+        ):
+            raise ValueError("--coordinator, --processes and --process-id need --distributed.")
+
+
+def compare(arguments: Configuration) -> None:
+    """Runs every method with every seed, writes the report and prints its tables."""
+    runs = arguments.runs()
+    with contextlib.ExitStack() as stack:
+        cluster: Cluster | None = None
+        if arguments.distributed:
+            places = arguments.coordinator, arguments.processes, arguments.process_id
+            cluster = stack.enter_context(connected(*places))
+        dataset = arguments.dataset()
+        folder = arguments.out or Path("runs") / f"{dataset.name}-{arguments.model}"
+        comparison = ImageComparison(arguments, dataset, folder, arguments.label_noise, cluster)
+        complete_all((comparison, run) for run in runs)
+        if cluster is None or cluster.writes:
+            print(report.write(folder))
+            print(f"Results and figures: {folder}")
+
+
+main = functools.partial(command.run, Configuration, compare, "benchmarks.cifar")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

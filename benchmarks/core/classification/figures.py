@@ -1,0 +1,142 @@
+"""The figures of a comparison: what a reader should see before reading any number."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.core.plotting import Colours, band, legend, palette, save, seed_rows
+from benchmarks.core.records import Record, Runs
+
+
+def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> None:
+    """Writes the comparison's PNG files; `equal_time` is marked, in seconds."""
+    colours = palette(runs)
+    drawings = {
+        "accuracy": lambda: _accuracy(runs, colours),
+        "learning_curves": lambda: _learning_curves(runs, colours),
+        "accuracy_against_time": lambda: _against_time(runs, colours, equal_time),
+    }
+    adaptive = {
+        label: seeds
+        for label, seeds in runs.items()
+        if "adaptive_weight" in next(iter(seeds.values()))["epochs"][0]
+    }
+    if adaptive:
+        drawings["samar"] = lambda: _adaptive(adaptive, colours)
+    save(folder, drawings, title)
+
+
+def _accuracy(runs: Runs, colours: Colours) -> Figure:
+    """Last-10 test accuracy and generalization gap of each method, one dot a seed."""
+    figure = Figure(figsize=(9, 1.4 + 0.42 * len(runs)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    panels = (
+        (
+            "last10_test_top1",
+            "test top-1 (%), mean of the last 10 epochs\n"
+            "(dots: seeds; diamond: mean ± standard deviation)",
+        ),
+        ("generalization_gap", "generalization gap (points), train - test"),
+    )
+    for axis, (name, label) in zip(axes, panels, strict=True):
+        seed_rows(axis, runs, functools.partial(_percent, name), colours)
+        axis.set_xlabel(label)
+        axis.margins(x=0.12)
+    return figure
+
+
+def _percent(name: str, record: Record) -> float:
+    return 100 * record["final"][name]
+
+
+def _learning_curves(runs: Runs, colours: Colours) -> Figure:
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    panels = (
+        ("test_top1", "test top-1 (%)", 100),
+        ("train_eval_top1", "train top-1 (%), evaluation mode", 100),
+        ("test_loss", "test loss (nats)", 1),
+    )
+    for axis, (name, label, scale) in zip(axes, panels, strict=True):
+        curves = {}
+        for method, seeds in runs.items():
+            values = scale * _matrix(seeds, name)
+            curves[method] = values
+            epochs = np.arange(1, values.shape[1] + 1)
+            band(axis, epochs, values, method, colours[method])
+        axis.set_xlabel("epoch (line and band: mean ± standard deviation)")
+        axis.set_ylabel(label)
+        _zoom(axis, curves)
+    legend(figure, axes[0])
+    return figure
+
+
+def _against_time(runs: Runs, colours: Colours, equal_time: float | None) -> Figure:
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    axis = figure.subplots()
+    curves = {}
+    for method, seeds in runs.items():
+        times = np.cumsum(_matrix(seeds, "compute_seconds"), axis=1).mean(0)
+        curves[method] = values = 100 * _matrix(seeds, "test_top1")
+        colour = colours[method]
+        band(axis, times, values, method, colour)
+        axis.plot(times[-1], values[:, -1].mean(), "o", color=colour, ms=6, zorder=4)
+    _zoom(axis, curves)
+    backend = next(iter(next(iter(runs.values())).values()))["hardware"]["backend"]
+    clock = "CPU" if backend == "cpu" else "wall-clock"
+    if equal_time is not None:
+        axis.axvline(equal_time, color="0.4", lw=1, ls=":")
+        axis.annotate(
+            " equal time",
+            (equal_time, 0.02),
+            xycoords=("data", "axes fraction"),
+            fontsize=8.5,
+            color="0.3",
+        )
+    axis.set_xlim(left=0)
+    axis.set_xlabel(f"training time ({clock} seconds, without compilation and evaluation)")
+    axis.set_ylabel("test top-1 (%)")
+    legend(figure, axis)
+    return figure
+
+
+def _adaptive(runs: Runs, colours: Colours) -> Figure:
+    figure = Figure(figsize=(8.5, 5.6), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    panels = (
+        ("adaptive_weight", r"weight $\lambda_k$ (epoch mean)"),
+        ("sharpness_ratio", r"ratio $r_k$ (epoch mean)"),
+    )
+    for axis, (name, label) in zip(axes, panels, strict=True):
+        for method, seeds in runs.items():
+            values = _matrix(seeds, name)
+            epochs, colour = np.arange(1, values.shape[1] + 1), colours[method]
+            band(axis, epochs, values, method, colour)
+            axis.plot(epochs, values.T, color=colour, lw=0.6, alpha=0.5)
+        axis.axhline(1, color="0.4", lw=1, ls=":")
+        axis.set_ylabel(label)
+    axes[0].set_title(r"dotted: $\lambda = 1$ is SAM, 0 the base optimizer", fontsize=9, loc="left")
+    axes[1].set_title(r"dotted: equally sharp; above it $\lambda$ grows", fontsize=9, loc="left")
+    axes[1].set_xlabel("epoch (thin lines: seeds)")
+    legend(figure, axes[0])
+    return figure
+
+
+def _matrix(seeds: dict[int, Record], name: str) -> np.ndarray:
+    """Returns one quantity by seed and epoch; missing values are NaN."""
+    rows = [[entry.get(name) for entry in record["epochs"]] for record in seeds.values()]
+    return np.array(rows, dtype=float)
+
+
+def _zoom(axis: Axes, curves: dict[str, np.ndarray]) -> None:
+    """Cuts off the first third of training, where all curves look alike and fill the axis."""
+    late = [values[:, values.shape[1] // 3 :] for values in curves.values()]
+    low = min(float(np.nanmin(values)) for values in late)
+    high = max(float(np.nanmax(values)) for values in late)
+    margin = 0.06 * (high - low) or 1
+    axis.set_ylim(low - margin, high + margin)

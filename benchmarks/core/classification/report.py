@@ -1,0 +1,214 @@
+"""Tables and figures of a comparison of classifiers, made from its JSON records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.core import frames
+from benchmarks.core.classification import figures
+from benchmarks.core.frames import by_seed, difference, paired, percent, spread
+from benchmarks.core.methods import METHODS
+from benchmarks.core.records import Record, Runs, read_comparison
+from benchmarks.core.records import by_method as records_by_method
+
+BASELINE = "sgd"
+DOUBLED = "sgd@2"
+
+_TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar10-jpeg": "CIFAR-10 (JPEG)",  # re-encoded, and so a little harder than the original
+    "cifar10-webp": "CIFAR-10 (WebP)",
+    "cifar100": "CIFAR-100",
+    "cifar100-jpeg": "CIFAR-100 (JPEG)",
+    "cifar100-webp": "CIFAR-100 (WebP)",
+    "digits": "8x8 digits",
+}
+_NOTES = (
+    "Mean ± standard deviation over seeds; a difference is paired by seed, ± its standard error.",
+    "Top-1 and top-5 are the last epoch's, on the test images; 'last 10' is the mean over the last "
+    "ten epochs. Train top-1 is measured in evaluation mode, without augmentation, on as many "
+    "training images as there are test images{labels}. The gap is train minus test, last 10.",
+    "Time is that of the training steps ({clock}), without compilation and evaluation; an epoch's "
+    "time is the median over epochs and seeds. Equal time is {budget}. The accuracy there is that "
+    "of the last epoch that had ended by then. A cosine schedule that is cut there still has a "
+    "high learning rate, so `sgd@2`, SGD trained for twice the epochs with its schedule over all "
+    "of them, is the fair comparison at SAM's cost.",
+)
+
+
+def write(folder: Path) -> str:
+    """Writes `summary.md`, `summary.json`, `runs.csv` and `figures/` from `runs/*.json`.
+
+    Returns the text of the summary.
+    """
+    records = read_comparison(folder)
+    runs = by_method(records)
+    rows = summarize(runs)
+    text = to_markdown(records[0], rows, runs)
+    lines = map(_line, records)
+    frames.write(folder, {"summary.md": text, "summary.json": rows, "runs.csv": frames.csv(lines)})
+    figures.write(folder / "figures", runs, "\n".join(title(records[0])), equal_time(runs))
+    return text
+
+
+def by_method(records: Iterable[Record]) -> Runs:
+    """Groups records by method and seed, in the order of `METHODS`."""
+    return records_by_method(records, METHODS)
+
+
+def summarize(runs: Runs) -> list[dict[str, Any]]:
+    """Returns one row a method: each quantity as its mean and spread over seeds.
+
+    Accuracies are fractions. `{"mean": ..., "std": ..., "seeds": n}` is over seeds, and
+    `{"mean": ..., "standard_error": ..., "seeds": n}` over the seeds' differences to a baseline.
+    """
+    budget = equal_time(runs)
+    last10 = {
+        label: by_seed(seeds, lambda record: record["final"]["last10_test_top1"])
+        for label, seeds in runs.items()
+    }
+    at_budget = {
+        label: by_seed(seeds, lambda r: None if budget is None else accuracy_at(r, budget))
+        for label, seeds in runs.items()
+    }
+    rows = []
+    for label, seeds in runs.items():
+        first = next(iter(seeds.values()))
+        row: dict[str, Any] = {"method": label}
+        for name in first["final"]:
+            row[name] = spread([record["final"][name] for record in seeds.values()])
+        row["epochs"] = len(first["epochs"])
+        row["seconds_per_epoch"] = _epoch_seconds(seeds)
+        row["total_seconds"] = spread([total_seconds(record) for record in seeds.values()])
+        row["top1_at_equal_time"] = spread(at_budget[label])
+        if BASELINE in runs:
+            row["relative_epoch_time"] = _epoch_seconds(seeds) / _epoch_seconds(runs[BASELINE])
+            row["relative_total_time"] = row["relative_epoch_time"] * (
+                row["epochs"] / len(next(iter(runs[BASELINE].values()))["epochs"])
+            )
+        for baseline in (BASELINE, DOUBLED):
+            if baseline in runs and baseline != label:
+                minus = paired(last10[label], last10[baseline])
+                row[f"last10_test_top1_minus_{baseline}"] = minus
+        if BASELINE in runs and label != BASELINE:
+            minus = paired(at_budget[label], at_budget[BASELINE])
+            row[f"top1_at_equal_time_minus_{BASELINE}"] = minus
+        rows.append(row)
+    return rows
+
+
+def total_seconds(record: Record) -> float:
+    """Returns the time of all of a run's training steps."""
+    return sum(entry["compute_seconds"] for entry in record["epochs"])
+
+
+def equal_time(runs: Runs) -> float | None:
+    """Returns the time of the shortest SGD run, or None without one."""
+    seeds = runs.get(BASELINE)
+    return min(total_seconds(record) for record in seeds.values()) if seeds else None
+
+
+def accuracy_at(record: Record, seconds: float) -> float | None:
+    """Returns the test top-1 after the last epoch that had ended by then, None before the first."""
+    ends = np.cumsum([entry["compute_seconds"] for entry in record["epochs"]])
+    ended = int(np.sum(ends <= seconds * (1 + 1e-9)))
+    return record["epochs"][ended - 1]["test_top1"] if ended else None
+
+
+def title(record: Record) -> tuple[str, str]:
+    """Returns a comparison's subject and its settings."""
+    config = record["config"]
+    name = _TITLES.get(config["dataset"], config["dataset"])
+    heading = (
+        f"{name}: {config['model']} x{config['width']:g} ({record['parameters']:,} parameters)"
+    )
+    details = [
+        f"{config['train_images']:,} training and {config['test_images']:,} test images",
+        f"{config['epochs']} epochs",
+        f"batch {config['batch_size']}",
+    ]
+    if config["label_noise"]:
+        details.append(f"{100 * config['label_noise']:g} % wrong training labels")
+    if config["label_smoothing"]:
+        details.append(f"label smoothing {config['label_smoothing']:g}")
+    return heading, ", ".join(details)
+
+
+def head(record: Record, runs: Iterable[dict[int, Record]], *packages: str) -> str:
+    """Returns the title with the settings, seeds, hardware and versions under it."""
+    heading, details = title(record)
+    made_on = frames.made_on(record, *packages)
+    return f"# {heading}\n\n{details}. Seeds {frames.seeds_of(runs)}; {made_on}."
+
+
+def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
+    """Returns the two tables, of accuracy and of time, with what their columns mean."""
+    on_cpu = record["hardware"]["backend"] == "cpu"
+    budget = equal_time(runs)
+    accuracy, speed = [], []
+    for row in rows:
+        minus = {
+            f"last 10 - {baseline}": difference(row.get(f"last10_test_top1_minus_{baseline}"))
+            for baseline in (BASELINE, DOUBLED)
+            if baseline in runs
+        }
+        accuracy.append(
+            {
+                "method": row["method"],
+                "top-1 %": percent(row["test_top1"]),
+                "top-5 %": percent(row["test_top5"]),
+                "test, last 10": percent(row["last10_test_top1"]),
+                "train, last 10": percent(row["last10_train_eval_top1"]),
+                "gap": percent(row["generalization_gap"]),
+                **minus,
+            }
+        )
+        at_equal_time = {
+            "at equal time - sgd": difference(row.get(f"top1_at_equal_time_minus_{BASELINE}"))
+        }
+        speed.append(
+            {
+                "method": row["method"],
+                "epochs": str(row["epochs"]),
+                f"{'CPU' if on_cpu else 'wall'} s an epoch": f"{row['seconds_per_epoch']:.3g}",
+                "epoch / SGD's": frames.number(row.get("relative_epoch_time"), ".2f"),
+                "run / SGD's": frames.number(row.get("relative_total_time"), ".2f"),
+                "top-1 % at equal time": percent(row["top1_at_equal_time"]),
+                **(at_equal_time if BASELINE in runs else {}),
+            }
+        )
+    terms = {
+        "clock": "the process's CPU seconds" if on_cpu else "wall-clock seconds",
+        "labels": ", with the noisy labels" if record["config"]["label_noise"] else "",
+        "budget": f"the {budget:.4g} s of the shortest `{BASELINE}` run"
+        if budget
+        else f"undefined without `{BASELINE}`",
+    }
+    settings = frames.all_settings(runs)
+    parts = [
+        head(record, runs.values(), "jax", "flax", "optax"),
+        frames.markdown(accuracy),
+        frames.markdown(speed),
+        *frames.fill(
+            f"Hyper-parameters: {settings}." if settings else "",
+            *(note.format(**terms) for note in _NOTES),
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(record: Record) -> dict[str, Any]:
+    times = {
+        "training_seconds": total_seconds(record),
+        "compile_seconds": record["compile_seconds"],
+    }
+    return frames.line(record, **times)
+
+
+def _epoch_seconds(seeds: dict[int, Record]) -> float:
+    times = [entry["compute_seconds"] for run in seeds.values() for entry in run["epochs"]]
+    return float(np.median(times))

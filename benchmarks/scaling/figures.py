@@ -1,0 +1,60 @@
+"""The figure of `benchmarks.scaling`: bars of what each device sends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from benchmarks.core.plotting import STYLE, palette, save
+from benchmarks.scaling.programs import LAYOUTS, METHODS
+
+Row = dict[str, Any]
+
+
+def write(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Writes `bytes.png`."""
+    # Without a resolution of its own, that of the style.
+    save(folder, {"bytes": lambda: _figure(settings, rows)}, dpi=STYLE["figure.dpi"])
+
+
+def _figure(settings: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
+    """A panel a layout: bars of what a device sends, by number of devices and method."""
+    colours = palette(METHODS)
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2).flat
+    for axis, layout in zip(axes, LAYOUTS, strict=True):
+        _bars(axis, [row for row in rows if row["layout"] == layout], colours)
+        axis.set_title(LAYOUTS[layout].replace(": ", ":\n", 1), fontsize=9, loc="left")
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside right center")
+    figure.suptitle(
+        f"What each device sends in a step; {settings['parameters']:,} parameters "
+        f"({4 * settings['parameters'] / 1024:g} KiB)",
+        fontsize=10,
+    )
+    return figure
+
+
+def _bars(axis: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
+    counts = sorted({row["devices"] for row in rows})
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        sent = {row["devices"]: row["sent_bytes"] / 1024 for row in rows if row["method"] == name}
+        offset = (place - (len(names) - 1) / 2) * width
+        axis.bar(
+            np.arange(len(counts)) + offset,
+            [sent[number] for number in counts],
+            0.9 * width,
+            color=colours[name],
+        )
+    axis.set_xticks(range(len(counts)), [str(number) for number in counts])
+    axis.grid(axis="x", visible=False)
+    axis.set_xlabel("devices")
+    axis.set_ylabel("sent by a device (KiB a step)")

@@ -1,0 +1,160 @@
+"""What a SAM step costs: time beside the base optimizer's, compile time and memory.
+
+    python -m benchmarks.step_time
+    python -m benchmarks.step_time --problems cnn --methods limit,sam,optax_opaque --rounds 200
+    python -m benchmarks.step_time --problems tr-resnet32 --methods sam,das --batch-size 128
+    python -m benchmarks.step_time --problems lora
+
+`lora` is a step of all-MiniLM-L6-v2's adapters (see `benchmarks.lora`); any name of an image model
+is a problem. All methods run in one process, in turn, and are compared within each round, so that
+what else happens on the machine does not decide between them. Writes results.json, results.csv,
+summary.md and step_time.png to `--out`.
+
+XLA compiles for CPU in a time that is quadratic in the number of leaves, for any optimizer. So
+10,000 leaves run operation by operation, and fewer compiled; where the minutes do not matter,
+`--problems pytree --leaves 10000 --methods limit,sam` compiles them too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tqdm
+
+from benchmarks import models
+from benchmarks.core import command, records
+from benchmarks.core.command import Command, Names, choose
+from benchmarks.core.timing import compile_program, going_on, interleave
+from benchmarks.models import bert
+from benchmarks.step_time import report
+from benchmarks.step_time.experiment import DESCRIPTIONS, Problem, lora, pytree, training
+
+# A round of all twelve takes over a minute on two cores.
+_SLOW_METHODS = (
+    *("base", "limit", "sam", "sam_quarter", "samar"),
+    *("optax_opaque", "optax_transparent"),
+)
+_PROBLEMS: dict[str, Callable[[Configuration], Problem]] = {
+    "cnn": lambda c: training("cnn", c.batch_size or 64, rounds=200),
+    "resnet18": lambda c: training("resnet18", c.batch_size or 64, 7, _SLOW_METHODS),
+    "pytree": lambda c: pytree(c.leaves or 1_000, rounds=200, compiled=True),
+    "pytree_eager": lambda c: pytree(c.leaves or 10_000, rounds=5, compiled=False),
+}
+_FULL = tuple(_PROBLEMS)
+_PROBLEMS["lora"] = lambda c: lora(
+    c.batch_size or 16, c.length, c.rank, 30, bert.load(c.model or bert.model_folder())
+)
+_SMOKE: dict[str, Any] = {
+    "problems": ("cnn", "pytree", "pytree_eager"),
+    "methods": ("base", "limit", "sam", "sam_quarter", "optax_opaque", "optax_transparent"),
+    "batch_size": 8,
+    "leaves": 20,
+    "rounds": 3,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration(Command):
+    """What is timed, and at which size."""
+
+    # Of cnn, resnet18, pytree, pytree_eager, lora and all names of image models.
+    problems: Names = _FULL
+    # By default each problem's own choice.
+    methods: Names = ()
+    batch_size: int | None = None  # By default 64 images, or 16 sentences.
+    rounds: int | None = None  # Timed rounds; by default each problem's own number.
+    leaves: int | None = None  # Of both pytrees; by default 1,000, and 10,000 not compiled.
+    length: int = 64  # Of lora: tokens.
+    rank: int = 8  # Of lora: the adapters' rank.
+    model: Path | None = None  # Of lora: a BERT model's folder; by default as installed.
+    smoke: bool = False  # Seconds instead of minutes: does it run at all?
+    out: Path = Path("benchmarks/results/step_time")
+
+    def check(self) -> None:
+        """Raises a `ValueError` that names an argument which is out of its range."""
+        self.at_least(1, "batch_size", "rounds", "leaves", "length", "rank")
+        choose(self.problems, [*_PROBLEMS, *models.MODELS], "problems")
+        choose(self.methods or ["base"], list(DESCRIPTIONS), "methods")
+
+    def problem(self, name: str) -> Problem:
+        """Makes a problem of the size asked for.
+
+        Raises:
+            ValueError: LoRA's model is not installed, or is not at its place.
+        """
+        if name not in _PROBLEMS:
+            return training(name, self.batch_size or 64, rounds=30)
+        try:
+            return _PROBLEMS[name](self)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error}") from error
+
+
+def measure(problem: Problem, methods: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Compiles and times `base`, and of the methods those that a problem has.
+
+    Returns:
+        The problem's part of the results, as JSON types.
+    """
+    names = [name for name in problem.methods if name == "base" or name in methods]
+    runs, programs = {}, {}
+    for name in tqdm.tqdm(names, "compile" if problem.compiled else "prepare"):
+        step = problem.build(name)
+        if problem.compiled:
+            programs[name] = compile_program(step.function, step.carry, *step.inputs)
+            step = step._replace(function=programs[name].run)
+        runs[name] = going_on(step.function, step.carry, *step.inputs, calls=step.calls)
+    seconds = interleave(runs, tqdm.trange(rounds, desc="time   "))
+    return {
+        "title": problem.title,
+        "rounds": rounds,
+        "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params)),
+        "methods": {
+            name: report.method_record(seconds, name, programs.get(name)) for name in names
+        },
+    }
+
+
+def measure_all(arguments: Configuration) -> None:
+    """Measures the problems, writes the report and prints its tables."""
+    if arguments.smoke:
+        given = {
+            field.name: getattr(arguments, field.name)
+            for field in dataclasses.fields(Configuration)
+            if getattr(arguments, field.name) != field.default
+        }
+        arguments = dataclasses.replace(arguments, **_SMOKE | given)
+    results = {}
+    for name in arguments.problems:
+        problem = arguments.problem(name)
+        print(f"{name}: {problem.title}", file=sys.stderr)
+        methods = arguments.methods or problem.default_methods
+        results[name] = measure(problem, methods, arguments.rounds or problem.rounds)
+    settings = dataclasses.asdict(arguments)
+    left_out = ("out", "model", "smoke")  # where, and what is told by the rest
+    record = {
+        "format": records.FORMAT,
+        "settings": {name: value for name, value in settings.items() if name not in left_out},
+        "hardware": records.hardware(),
+        "versions": records.versions(),
+        "targets": report.targets(results),
+        "problems": results,
+    }
+    records.write_record(arguments.out / "results.json", record)
+    print(report.write(arguments.out))
+    print(f"Results and figure: {arguments.out}")
+
+
+main = functools.partial(
+    command.run, Configuration, measure_all, "benchmarks.step_time", saved="Nothing"
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
