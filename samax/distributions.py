@@ -20,7 +20,6 @@ from samax._core.hyperparameters import Scalar, check_scalar
 from samax._core.numerics import norm, normalized, tree_wide_dtype, widen
 
 Distribution: TypeAlias = Callable[[jax.Array, optax.Params], optax.Updates]
-Sampler: TypeAlias = Distribution  # what samax.flatness still calls it
 
 
 def gaussian(key: jax.Array, params: optax.Params) -> optax.Updates:

@@ -135,7 +135,10 @@ class MethodSpec:
                         "it balances the cores of tensorized layers, and the model has none; "
                         "choose a tensorized model, such as --model tr-resnet20"
                     )
-                alpha = optax.linear_schedule(alpha_scale * settings.pop("alpha"), 0.0, steps)
+                start = alpha_scale * settings.pop("alpha")
+                if not start >= 0:  # samax looks at a schedule in `init`, which is late
+                    raise ValueError(f"alpha must be at least 0, got {start}")
+                alpha = optax.linear_schedule(start, 0.0, steps)
                 wrap = {"learning_rate": learning_rate, "alpha": alpha, "groups": groups}
                 return self.method.factory(base, **wrap, **settings)
             if track and self.method.gradients > 1:
