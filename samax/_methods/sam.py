@@ -25,7 +25,7 @@ def sam(
     the accumulated gradient but evaluates the function of the LAST call, which cannot be detected
     here: with one micro-batch's function it trains on that micro-batch alone, silently. Pass the
     whole batch's, or better a micro-batched `grad_fn` without `MultiSteps`, or accumulate around
-    `samax.alternating(sam, base)`, which needs no function.
+    `samax.alternating(chain(sam, base))`, which needs no function.
 
     Args:
       rho: the perturbation radius, at least 0, or a schedule of it; 0.05 is the paper's for
