@@ -8,6 +8,9 @@ import hypothesis
 import jax
 import pytest
 
+# Scripts that tests check or run, and no tests.
+collect_ignore_glob = ["typing/user_script.py", "frameworks/scripts/*"]
+
 # Before matplotlib is imported: the tests need no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
 

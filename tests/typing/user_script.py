@@ -32,12 +32,12 @@ methods = [
     samax.samar(0.05, rule=lambda weight, ratio: weight * ratio, bounds=(0.5, 2.0)),
     samax.samar(0.05, rule=samax.threshold_rule(1.1)),
     samax.trace_sam(0.01, sampling=samax.Sampling(samax.sphere, num_samples=4, antithetic=True)),
-    samax.frob_sam(lam=0.01),
+    samax.frob_sam(lam=0.01, sampling=samax.Sampling(samax.rademacher, 2)),
     samax.det_sam(sampling=samax.Sampling(samax.cube(0.1), key=jax.random.key(0))),
     samax.universal_sam(
         lambda t: t[1] - t[0] ** 2,
         lambda t: (t, t**2),
-        samax.Sampling(samax.scaled_by_params(samax.gaussian), 2),
+        samax.Sampling(samax.scaled_by_params(samax.scaled_by_layer(samax.gaussian)), 2),
         rho=0.1,
     ),
     samax.m_sharpness(samax.sam(0.05), 4),
@@ -65,6 +65,13 @@ optimizers = [
         learning_rate=rate,
         alpha=0.1,
         groups=samax.groups_by_path("(?P<group>x)"),
+    ),
+    samax.balanced(
+        optax.sgd(0.1),
+        lambda params_sq, grads_sq: params_sq.mean(axis=0) - params_sq,
+        learning_rate=0.1,
+        alpha=1.0,
+        groups={"w": "a"},
     ),
     optax.chain(samax.cross_replica_mean("data"), samax.sam(), optax.sgd(0.1)),
 ]
