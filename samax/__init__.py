@@ -20,9 +20,15 @@ from samax._core.ascent import (
 )
 from samax._core.descent import rule, weighted
 
+# One gradient a step: the parameters outside are the perturbed ones.
+from samax._core.one_gradient import OneGradientState, one_gradient
+from samax._methods.stale_sam import stale_sam
+from samax._methods.msam import msam
+
 # In place of jax.value_and_grad; a step in two calls; groups of examples, and several devices.
 from samax._core.value_and_grad import value_and_grad
-from samax._core.alternating import AlternatingState, alternating, eval_params
+from samax._core.alternating import AlternatingState, alternating
+from samax._core.eval_params import eval_params
 from samax._core.m_sharpness import m_sharpness
 from samax._core.devices import cross_replica_mean
 
@@ -48,6 +54,7 @@ from samax._balance.measures import balancedness, gradient_covariance, norm_devi
 __all__ = [
     "AlternatingState",
     "LogMeanExp",
+    "OneGradientState",
     "SharpnessMetrics",
     "Stacked",
     "UniversalMetrics",
@@ -71,10 +78,12 @@ __all__ = [
     "gsam",
     "lora_groups",
     "m_sharpness",
+    "msam",
     "nbar",
     "norm_deviation",
     "normalize",
     "obar",
+    "one_gradient",
     "perturb_only",
     "rademacher",
     "rule",
@@ -87,6 +96,7 @@ __all__ = [
     "scaled_by_params",
     "sharpness_aware",
     "sphere",
+    "stale_sam",
     "stochastic_rounding",
     "surrogate_gap",
     "threshold_rule",

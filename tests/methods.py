@@ -51,5 +51,10 @@ METHODS = {
         )
     ),
     "m_sharpness": lambda: chained(samax.m_sharpness(samax.sam(RADIUS, track=True), 2)),
+    "stale_sam": lambda: samax.stale_sam(base(), RADIUS),
+    "msam": lambda: samax.msam(base(), RADIUS, mask=MASK),
+    "one_gradient": lambda: samax.one_gradient(
+        base(), samax.scale_to_norm(RADIUS), source="update", decay_perturbed=True
+    ),
     "alternating": lambda: samax.alternating(chained(samax.gsam(RADIUS, track=True))),
 }

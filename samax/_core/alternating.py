@@ -28,6 +28,10 @@ class AlternatingState(NamedTuple):
     value: jax.Array
     chain: optax.OptState
 
+    def unperturbed(self, params: optax.Params) -> optax.Params:
+        """What `samax.eval_params` returns."""
+        return select(self.perturbed, self.params, params)
+
 
 def alternating(chain: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     r"""Spreads the step of a whole chain over two calls of `update`, which need no function.
@@ -132,29 +136,6 @@ def alternating(chain: optax.GradientTransformation) -> optax.GradientTransforma
         return jax.lax.cond(state.perturbed, step, perturb, updates, state, params)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
-    """The unperturbed parameters, also between the two calls of `samax.alternating`.
-
-    Args:
-      state: the optimizer's state, with that of `samax.alternating` somewhere in it.
-      params: the parameters outside.
-
-    Returns:
-      Those to evaluate the model with: `params` after the second call, those from before the first
-      call in between.
-
-    Raises:
-      ValueError: if the state holds none of `samax.alternating`, or several.
-    """
-    is_ours = lambda node: isinstance(node, AlternatingState)  # noqa: E731
-    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(leaf)]
-    if len(found) != 1:
-        raise ValueError(
-            f"eval_params needs the state of one samax.alternating, and found {len(found)} in it."
-        )
-    return select(found[0].perturbed, found[0].params, params)
 
 
 def _where_evaluated(

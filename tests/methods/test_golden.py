@@ -140,3 +140,36 @@ def test_universal_class(case, problem, unroll):
     )
     tx = optax.chain(universal, base_optimizer(case["base_optimizer"]))
     assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("stale"))
+def test_stale_sam(case, problem):
+    hyper = case["hyper"]
+    base = base_optimizer(case["base_optimizer"])
+    tx = samax.stale_sam(base, hyper["rho"], eps=hyper["eps"])
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+def decay_after_the_step(strength):
+    """`w <- (w + u) (1 - strength)`, the AdamW of MSAM's authors."""
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, w: u - strength * (w + u), updates, params)
+    )
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("msam"))
+def test_msam(case, problem):
+    hyper, config = case["hyper"], case["base_optimizer"]
+    if config["name"] == "sgd":
+        # With the momentum 0 too, whose buffer is the gradient.
+        step = optax.sgd(config["lr"], momentum=config["momentum"])
+        base = optax.chain(optax.add_decayed_weights(config["weight_decay"]), step)
+    else:
+        base = base_optimizer(config | {"name": "adam", "weight_decay": 0.0})
+        base = optax.chain(base, decay_after_the_step(config["lr"] * config["weight_decay"]))
+    perturbed = hyper["weight_decay_at"] == "perturbed"
+    tx = samax.msam(base, hyper["rho"], decay_perturbed=perturbed, eps=hyper["eps"])
+    assert largest_error(case, problem, tx) < TOLERANCE
+    if perturbed and config["weight_decay"]:
+        tx = samax.msam(base, hyper["rho"], eps=hyper["eps"])
+        assert largest_error(case, problem, tx) > 1e-5
