@@ -9,6 +9,22 @@ from samax._methods.wsam import decoupled, decoupled_wsam, wsam
 from samax._methods.gsam import gsam, surrogate_gap
 from samax._methods.samar import adaptive_weight, samar, threshold_rule
 
+from samax._methods.friendly_sam import friendly_sam, subtract_ema
+from samax._methods.stable_sam import match_clean_norm, stable_sam
+from samax._methods.sagm import sagm, scale_to_norm_less
+
+# When the ascent is made, and what is reused where it is not.
+from samax._core.occasionally import OccasionallyState, occasionally
+from samax._core.policies import (
+    Policy,
+    at_random,
+    every,
+    from_step,
+    until_step,
+    where_steep,
+)
+from samax._methods.looksam import looksam, reuse_orthogonal
+
 # Parts of an ascent, gradient -> perturbation, and of a descent, both gradients -> direction.
 from samax._core.ascent import (
     normalize,
@@ -54,13 +70,16 @@ from samax._balance.measures import balancedness, gradient_covariance, norm_devi
 __all__ = [
     "AlternatingState",
     "LogMeanExp",
+    "OccasionallyState",
     "OneGradientState",
+    "Policy",
     "SharpnessMetrics",
     "Stacked",
     "UniversalMetrics",
     "adaptive_weight",
     "alternating",
     "asam",
+    "at_random",
     "balanced",
     "balancedness",
     "cross_replica_mean",
@@ -70,42 +89,55 @@ __all__ = [
     "decoupled_wsam",
     "det_sam",
     "eval_params",
+    "every",
+    "friendly_sam",
     "frob_sam",
+    "from_step",
     "gaussian",
     "gradient_covariance",
     "gradient_ema",
     "groups_by_path",
     "gsam",
+    "looksam",
     "lora_groups",
     "m_sharpness",
+    "match_clean_norm",
     "msam",
     "nbar",
     "norm_deviation",
     "normalize",
     "obar",
+    "occasionally",
     "one_gradient",
     "perturb_only",
     "rademacher",
+    "reuse_orthogonal",
     "rule",
+    "sagm",
     "sam",
     "samar",
     "scale_by_abs_params",
     "scale_by_rho",
     "scale_to_norm",
+    "scale_to_norm_less",
     "scaled_by_layer",
     "scaled_by_params",
     "sharpness_aware",
     "sphere",
+    "stable_sam",
     "stale_sam",
     "stochastic_rounding",
+    "subtract_ema",
     "surrogate_gap",
     "threshold_rule",
     "trace_sam",
     "universal_sam",
+    "until_step",
     "usam",
     "value_and_grad",
     "vasso",
     "weighted",
     "weights_only",
+    "where_steep",
     "wsam",
 ]
