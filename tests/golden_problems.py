@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+import samax
+
 
 def golden_cases(*methods):
     """Parameters for `pytest.mark.parametrize`: the golden cases of some methods.
@@ -74,8 +76,18 @@ def largest_error(case, problem, tx):
     state = tx.init(params)
     error = 0.0
     for expected in case["trajectory"]:
-        error = max(error, abs(float(loss(params)) - expected["loss"]))
-        for name, value in expected["params"].items():
-            error = max(error, float(jnp.max(jnp.abs(params[name] - jnp.asarray(value)))))
+        clean = params
+        if "perturbed" in expected:  # the parameters outside, at one gradient a step
+            clean = samax.eval_params(state, params)
+            error = max(error, _distance(params, expected["perturbed"]))
+        error = max(error, _distance(clean, expected["params"]))
+        error = max(error, abs(float(loss(clean)) - expected["loss"]))
         params, state = step(params, state)
     return error
+
+
+def _distance(params, expected):
+    return max(
+        float(jnp.max(jnp.abs(params[name] - jnp.asarray(value))))
+        for name, value in expected.items()
+    )

@@ -51,5 +51,20 @@ METHODS = {
         )
     ),
     "m_sharpness": lambda: chained(samax.m_sharpness(samax.sam(RADIUS, track=True), 2)),
+    "friendly_sam": lambda: chained(samax.friendly_sam(RADIUS, track=True)),
+    "stable_sam": lambda: chained(samax.stable_sam(RADIUS, track=True)),
+    "sagm": lambda: chained(samax.sagm(RADIUS, RADIUS, track=True)),
+    "looksam": lambda: chained(samax.looksam(RADIUS, 2, track=True)),
+    "at random": lambda: chained(
+        samax.occasionally(samax.vasso(RADIUS, track=True), samax.at_random(RADIUS, 0))
+    ),
+    "where steep": lambda: chained(
+        samax.occasionally(samax.gsam(RADIUS, track=True), samax.where_steep(10))
+    ),
+    "stale_sam": lambda: samax.stale_sam(base(), RADIUS),
+    "msam": lambda: samax.msam(base(), RADIUS, mask=MASK),
+    "one_gradient": lambda: samax.one_gradient(
+        base(), samax.scale_to_norm(RADIUS), source="update", decay_perturbed=True
+    ),
     "alternating": lambda: samax.alternating(chained(samax.gsam(RADIUS, track=True))),
 }

@@ -28,6 +28,10 @@ class AlternatingState(NamedTuple):
     value: jax.Array
     chain: optax.OptState
 
+    def unperturbed(self, params: optax.Params) -> optax.Params:
+        """What `samax.eval_params` returns."""
+        return select(self.perturbed, self.params, params)
+
 
 def alternating(chain: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     r"""Spreads the step of a whole chain over two calls of `update`, which need no function.
@@ -42,6 +46,10 @@ def alternating(chain: optax.GradientTransformation) -> optax.GradientTransforma
     step with the clean gradient that was kept and the one that has arrived. So schedules, of rho
     and of the learning rate, count pairs of calls; a counter of the framework's own counts calls.
     Keep the batch statistics of the first. Under `jit` each call costs its own half.
+
+    With `samax.occasionally` in the chain the host says which kind of step it is, by a Python bool:
+    both calls of a step that ascends are `update(..., ascend=True)`, and a plain step is one call,
+    `update(..., ascend=False)`. (Between two calls it is the second one all the same.)
 
     Between the two calls the parameters outside are the perturbed ones: evaluate, and export, those
     of `samax.eval_params(state, params)`. A checkpoint may be written and restored there.
@@ -65,7 +73,8 @@ def alternating(chain: optax.GradientTransformation) -> optax.GradientTransforma
 
     Raises:
       TypeError: if `chain` is no transformation.
-      ValueError: in `update`, if the chain evaluates no gradient, or several (`steps=2`).
+      ValueError: in `update`, if the chain evaluates no gradient, or several (`steps=2`), or needs
+        `ascend=` and does not get it.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, samax
@@ -98,7 +107,15 @@ def alternating(chain: optax.GradientTransformation) -> optax.GradientTransforma
         **extra_args: Any,
     ) -> tuple[optax.Updates, AlternatingState]:
         check_inputs(updates, params, extra_args)
-        others = {k: v for k, v in extra_args.items() if k not in (*FUNCTIONS, "value")}
+        others = {k: v for k, v in extra_args.items() if k not in (*FUNCTIONS, "value", "ascend")}
+        ascend = extra_args.get("ascend")
+        if ascend is not None:
+            others["ascend"] = True
+        elif optax.tree.get_all_with_path(state.chain, "ascended"):
+            raise ValueError(
+                "alternating needs to know how many calls a step has: pass ascend=True, of two, or "
+                "ascend=False, of one, to update where the chain holds samax.occasionally."
+            )
         value = extra_args.get("value")
 
         def perturb(
@@ -129,32 +146,18 @@ def alternating(chain: optax.GradientTransformation) -> optax.GradientTransforma
             )
             return optax.tree.sub(params, point), kept
 
-        return jax.lax.cond(state.perturbed, step, perturb, updates, state, params)
+        def plain(
+            grads: optax.Updates, state: AlternatingState, params: optax.Params
+        ) -> tuple[optax.Updates, AlternatingState]:
+            losses = {} if value is None else {"value": value}
+            arguments = {**losses, **others, "ascend": False}
+            change, chain_state = whole.update(grads, state.chain, params, **arguments)
+            return cast_like(change, params), state._replace(chain=chain_state)
+
+        first = plain if ascend is False else perturb
+        return jax.lax.cond(state.perturbed, step, first, updates, state, params)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
-    """The unperturbed parameters, also between the two calls of `samax.alternating`.
-
-    Args:
-      state: the optimizer's state, with that of `samax.alternating` somewhere in it.
-      params: the parameters outside.
-
-    Returns:
-      Those to evaluate the model with: `params` after the second call, those from before the first
-      call in between.
-
-    Raises:
-      ValueError: if the state holds none of `samax.alternating`, or several.
-    """
-    is_ours = lambda node: isinstance(node, AlternatingState)  # noqa: E731
-    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(leaf)]
-    if len(found) != 1:
-        raise ValueError(
-            f"eval_params needs the state of one samax.alternating, and found {len(found)} in it."
-        )
-    return select(found[0].perturbed, found[0].params, params)
 
 
 def _where_evaluated(

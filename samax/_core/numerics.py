@@ -34,6 +34,14 @@ def zeros_like(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
+def copies(tree: Any) -> Any:
+    """`tree` in buffers of its own, which may be donated; zeros where a leaf is abstract."""
+    abstract = jax.ShapeDtypeStruct
+    return jax.tree.map(
+        lambda leaf: jnp.zeros_like(leaf) if isinstance(leaf, abstract) else jnp.copy(leaf), tree
+    )
+
+
 def select(condition: jax.Array, chosen: Any, other: Any) -> Any:
     """`chosen` where the scalar condition holds, and `other` where not; both are evaluated."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, other)

@@ -308,5 +308,5 @@ def test_errors():
         tx.update(initial(), tx.init(initial()))
     with pytest.raises(ValueError, match="updates must be the same pytree"):
         tx.update({"w": initial()["w"]}, tx.init(initial()), initial())
-    with pytest.raises(ValueError, match=r"one samax.alternating, and found 0"):
+    with pytest.raises(ValueError, match=r"samax.one_gradient, and found 0"):
         samax.eval_params(optax.sgd(0.1).init(initial()), initial())

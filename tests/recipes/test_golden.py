@@ -137,3 +137,91 @@ def test_universal_class(case, problem, unroll):
     universal = method(hyper["rho"], lam=hyper["lam"], sampling=sampling)
     tx = optax.chain(universal, base_optimizer(case["base_optimizer"]))
     assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("stale"))
+def test_stale_sam(case, problem):
+    hyper = case["hyper"]
+    base = base_optimizer(case["base_optimizer"])
+    tx = samax.stale_sam(base, hyper["rho"], eps=hyper["eps"])
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+def decay_after_the_step(strength):
+    """`w <- (w + u) (1 - strength)`, the AdamW of MSAM's authors."""
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, w: u - strength * (w + u), updates, params)
+    )
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("msam"))
+def test_msam(case, problem):
+    hyper, config = case["hyper"], case["base_optimizer"]
+    if config["name"] == "sgd":
+        # With the momentum 0 too, whose buffer is the gradient.
+        step = optax.sgd(config["lr"], momentum=config["momentum"])
+        base = optax.chain(optax.add_decayed_weights(config["weight_decay"]), step)
+    else:
+        base = base_optimizer(config | {"name": "adam", "weight_decay": 0.0})
+        base = optax.chain(base, decay_after_the_step(config["lr"] * config["weight_decay"]))
+    perturbed = hyper["weight_decay_at"] == "perturbed"
+    tx = samax.msam(base, hyper["rho"], decay_perturbed=perturbed, eps=hyper["eps"])
+    assert largest_error(case, problem, tx) < TOLERANCE
+    if perturbed and config["weight_decay"]:
+        tx = samax.msam(base, hyper["rho"], eps=hyper["eps"])
+        assert largest_error(case, problem, tx) > 1e-5
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("friendlysam"))
+def test_friendly_sam(case, problem):
+    hyper = case["hyper"]
+    friendly = samax.friendly_sam(hyper["rho"], hyper["sigma"], hyper["lmbda"], eps=hyper["eps"])
+    tx = optax.chain(friendly, base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("stablesam"))
+def test_stable_sam(case, problem):
+    hyper = case["hyper"]
+    if hyper["normalized"]:
+        stable = samax.stable_sam(hyper["rho"], eps=hyper["eps_perturb"])
+    else:
+        rule = samax.match_clean_norm(hyper["eps_scale"])
+        stable = samax.sharpness_aware(samax.scale_by_rho(hyper["rho"]), rule)
+    tx = optax.chain(stable, base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("sagm"))
+def test_sagm(case, problem):
+    hyper = case["hyper"]
+    eps = hyper.get("eps", 1e-12)
+    sagm = samax.sagm(hyper["rho"], hyper["alpha"], eps=eps)
+    if hyper["adaptive"]:
+        scale = samax.scale_by_abs_params()
+        ascent = samax.scale_to_norm_less(hyper["rho"], hyper["alpha"], eps)
+        sagm = samax.sharpness_aware(optax.chain(scale, ascent, scale), samax.weighted(0.5))
+    tx = optax.chain(sagm, base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("looksam_global"))
+def test_looksam(case, problem):
+    hyper = case["hyper"]
+    looksam = samax.looksam(hyper["rho"], hyper["k"], hyper["alpha"], eps=hyper["eps_perturb"])
+    tx = optax.chain(looksam, base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "problem"), golden_cases("aesam"))
+def test_where_steep(case, problem):
+    hyper = case["hyper"]
+    policy = samax.where_steep(
+        hyper["total_steps"],
+        decay=hyper["decay"],
+        lambda1=hyper["lambda1"],
+        lambda2=hyper["lambda2"],
+    )
+    aesam = samax.occasionally(samax.sam(hyper["rho"]), policy)
+    tx = optax.chain(aesam, base_optimizer(case["base_optimizer"]))
+    assert largest_error(case, problem, tx) < TOLERANCE

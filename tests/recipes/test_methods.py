@@ -19,6 +19,10 @@ METHODS = {
     "wsam": samax.wsam,
     "gsam": samax.gsam,
     "samar": samax.samar,
+    "friendly_sam": samax.friendly_sam,
+    "stable_sam": samax.stable_sam,
+    "sagm": functools.partial(samax.sagm, alpha=0.0),
+    "looksam": functools.partial(samax.looksam, k=2),
     "samar_raw": functools.partial(samax.samar, smoothing=0.0, gamma=0.01),
 }
 RATE = 0.05
@@ -46,6 +50,10 @@ one_of_each_shape = pytest.mark.parametrize(
     [decoupled if name == "decoupled_wsam" else functools.partial(build, name) for name in SHAPES],
     ids=SHAPES,
 )
+
+
+def of_looksam(make):
+    return make is not decoupled and make.args[0] == "looksam"
 
 
 def initial(dtype=jnp.float32, seed=0):
@@ -185,13 +193,20 @@ def test_zero_rho_is_the_base_optimizer_bit_for_bit(name, transform):
             seen.append(updates)
         return seen
 
+    if transform is eager and of_looksam(make):
+        pytest.skip("its evaluation is within a `cond`, which is compiled")
     base = optax.with_extra_args_support(optax.sgd(RATE, momentum=0.9))
+    if make is not decoupled and make.args[0] == "stable_sam":  # its ratio of norms is rounded
+        assert_close(updates_of(make(0.0)), updates_of(base), rtol=1e-5, atol=1e-7)
+        return
     assert_same(updates_of(make(0.0)), updates_of(base))
 
 
 @every_method
 def test_a_zero_gradient_gives_a_zero_update(make):
-    tx, params = make(0.1, track=True), {"w": jnp.zeros(3), "b": jnp.zeros(())}
+    # On LookSAM's second step nothing is evaluated, and tracked as NaN.
+    tx = make(0.1, track=not of_looksam(make))
+    params = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     loss = lambda p: jnp.sum(p["w"] ** 2) + p["b"] ** 2
     state = tx.init(params)
     for _ in range(2):
@@ -223,7 +238,7 @@ def test_a_gradient_that_is_not_finite_does_not_outlive_its_step(make, bad):
             assert np.all(np.isfinite(leaf))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("usam",)])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("usam", "looksam")])
 def test_loss_scaled_float16_gradients_give_the_same_perturbation(name):
     scale = 2.0**12
     params = initial(jnp.float16)

@@ -52,12 +52,32 @@ methods = [
     ),
     samax.sharpness_aware(samax.scale_by_abs_params(0.1), samax.surrogate_gap(0.2)),
     samax.sharpness_aware(optax.centralize(), samax.adaptive_weight()),
+    samax.friendly_sam(0.05, sigma=1.0, decay=0.9),
+    samax.stable_sam(0.05),
+    samax.sagm(0.05, 0.001),
+    samax.looksam(0.05, k=5, alpha=0.7),
+    samax.occasionally(samax.sam(0.05), samax.from_step(100)),
+    samax.occasionally(samax.sam(0.05), samax.until_step(100)),
+    samax.occasionally(samax.sam(0.05), samax.every(2)),
+    samax.occasionally(samax.sam(0.05), samax.at_random(rate, 0)),
+    samax.occasionally(samax.sam(0.05), samax.where_steep(1000)),
+    samax.occasionally(
+        samax.sharpness_aware(
+            optax.chain(samax.subtract_ema(1.0, 0.9), samax.scale_to_norm_less(0.05, 0.001)),
+            samax.reuse_orthogonal(0.7),
+        ),
+        samax.every(2),
+    ),
+    samax.sharpness_aware(samax.scale_to_norm(0.05), samax.match_clean_norm()),
 ]
 optimizers = [
     *(optax.chain(method, optax.sgd(0.1)) for method in methods),
     samax.decoupled_wsam(optax.adam(1e-3), 1e-3),
     samax.decoupled(samax.asam(0.5), optax.adam(rate), rate, weight=1.0),
     samax.alternating(optax.chain(samax.sam(0.05), optax.sgd(0.1))),
+    samax.stale_sam(optax.sgd(0.1), rho=0.05),
+    samax.msam(optax.sgd(0.1, momentum=0.9), rho=0.3),
+    samax.one_gradient(optax.sgd(0.1), samax.scale_to_norm(0.05), source="update"),
     samax.nbar(optax.adamw(1e-4), learning_rate=1e-4, alpha=rate, groups=samax.lora_groups),
     samax.obar(optax.adamw(1e-4), learning_rate=1e-4, alpha=0.5, groups=samax.lora_groups),
     samax.das(
