@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from samax._core.checks import check_callable, check_transformation
-from samax._core.value_and_grad import stateless_direction
+from samax._core.value_and_grad import stateless_direction, without_aux
 
 Argnum: TypeAlias = int | nnx.DiffState
 
@@ -71,7 +71,7 @@ def value_and_grad(
     check_callable("loss_fn", loss_fn, "of the model")
     check_transformation("method", method)
     method = optax.with_extra_args_support(method)
-    checked = _checked(loss_fn, has_aux)
+    checked = loss_fn if has_aux else without_aux(loss_fn)
     several = isinstance(argnums, tuple)
     chosen: tuple[Argnum, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
     wanted = [
@@ -153,7 +153,7 @@ def value_fn(
       >>> value = train_step(model, optimizer, jnp.ones((8, 2)), jnp.ones((8, 1)))
     """
     check_callable("loss_fn", loss_fn, "of the model, as in value_fn(model, loss_fn, x, y)")
-    checked = _checked(loss_fn, has_aux)
+    checked = loss_fn if has_aux else without_aux(loss_fn)
     before = nnx.clone((model, args, kwargs))
 
     def evaluate(params: Any) -> jax.Array:
@@ -163,23 +163,6 @@ def value_fn(
         return result[0] if has_aux else result
 
     return evaluate
-
-
-def _checked(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    """The loss, refusing an auxiliary output that nobody asked for."""
-    if has_aux:
-        return loss_fn
-
-    def loss(*args: Any, **kwargs: Any) -> Any:
-        result = loss_fn(*args, **kwargs)
-        if isinstance(result, tuple):
-            raise TypeError(
-                "loss_fn must return a scalar loss, got a tuple: for a pair (loss, aux) pass "
-                "has_aux=True to samax.flax, as to nnx.value_and_grad."
-            )
-        return result
-
-    return loss
 
 
 def _is_object(argument: Any) -> bool:

@@ -1,5 +1,6 @@
 """The gradient line: a method's direction in place of the gradient, under any trainer."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ def value_and_grad(
       direction)`.
 
     Raises:
-      TypeError: if `loss_fn` is no function or `method` no transformation.
+      TypeError: if `loss_fn` is no function or `method` no transformation; when called, if the loss
+        comes with an auxiliary output and `has_aux` is not set, or with a Flax NNX model.
       ValueError: when called, if the method keeps a state, as VaSSO, SAMAR, a scheduled rho and
         `track=True` do.
 
@@ -53,11 +55,14 @@ def value_and_grad(
     check_callable("loss_fn", loss_fn, "of the parameters")
     check_transformation("method", method)
     method = optax.with_extra_args_support(method)
+    checked = loss_fn if has_aux else without_aux(loss_fn)
     several = isinstance(argnums, tuple)
     places: tuple[int, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
 
     def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        value, grads = jax.value_and_grad(loss_fn, argnums, has_aux)(*args, **kwargs)
+        for place in places:
+            _refuse_nnx(args[place])
+        value, grads = jax.value_and_grad(checked, argnums, has_aux)(*args, **kwargs)
 
         def value_fn(params: Any) -> jax.Array:
             moved = list(args)
@@ -71,6 +76,31 @@ def value_and_grad(
         return value, stateless_direction(method, grads, params, value=loss, value_fn=value_fn)
 
     return evaluate
+
+
+def without_aux(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss, refusing an auxiliary output that nobody asked for."""
+
+    @functools.wraps(loss_fn)
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        result = loss_fn(*args, **kwargs)
+        if isinstance(result, tuple):
+            raise TypeError(
+                "loss_fn must return a scalar loss, got a tuple: for a pair (loss, aux) pass "
+                "has_aux=True."
+            )
+        return result
+
+    return loss
+
+
+def _refuse_nnx(params: Any) -> None:
+    if any(kind.__module__.startswith("flax.nnx.module") for kind in type(params).__mro__):
+        raise TypeError(
+            "value_and_grad takes pytrees of arrays, got the Flax NNX model "
+            f"{type(params).__name__}, which changes when it is called: use "
+            "samax.flax.value_and_grad(loss_fn, method)."
+        )
 
 
 def stateless_direction(
