@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from samax._core.checks import check_callable, check_transformation
-from samax._core.value_and_grad import stateless_direction, without_aux
+from samax._core.value_and_grad import stateless_direction, with_checked_output
 
 Argnum: TypeAlias = int | nnx.DiffState
 
@@ -44,8 +44,8 @@ def value_and_grad(
       direction)`.
 
     Raises:
-      TypeError: if `loss_fn` is no function or `method` no transformation; when called, if the loss
-        comes with an auxiliary output and `has_aux` is not set.
+      TypeError: if `loss_fn` is not a function or `method` not a transformation; when called, if
+        what the loss returns and `has_aux` do not agree.
       ValueError: when called, if the method keeps a state.
 
     Examples:
@@ -71,7 +71,7 @@ def value_and_grad(
     check_callable("loss_fn", loss_fn, "of the model")
     check_transformation("method", method)
     method = optax.with_extra_args_support(method)
-    checked = loss_fn if has_aux else without_aux(loss_fn)
+    checked = with_checked_output(loss_fn, has_aux)
     several = isinstance(argnums, tuple)
     chosen: tuple[Argnum, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
     wanted = [
@@ -133,8 +133,8 @@ def value_fn(
       A function of the state that the optimizer holds, `nnx.state(model, wrt)` whatever its `wrt`.
 
     Raises:
-      TypeError: if `loss_fn` is no function; when called, if the loss comes with an auxiliary
-        output and `has_aux` is not set.
+      TypeError: if `loss_fn` is not a function; when called, if what the loss returns and `has_aux`
+        do not agree.
 
     Examples:
       >>> import jax.numpy as jnp, optax, samax, samax.flax
@@ -153,7 +153,7 @@ def value_fn(
       >>> value = train_step(model, optimizer, jnp.ones((8, 2)), jnp.ones((8, 1)))
     """
     check_callable("loss_fn", loss_fn, "of the model, as in value_fn(model, loss_fn, x, y)")
-    checked = loss_fn if has_aux else without_aux(loss_fn)
+    checked = with_checked_output(loss_fn, has_aux)
     before = nnx.clone((model, args, kwargs))
 
     def evaluate(params: Any) -> jax.Array:

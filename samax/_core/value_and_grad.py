@@ -24,13 +24,15 @@ def value_and_grad(
     The one line to change where a trainer takes gradients: Flax's `TrainState`,
     `optax.MultiSteps`, a loop of one's own. Value and auxiliary output are those of the clean pass.
     All arguments, random keys among them, are passed to both passes, which so draw the same dropout
-    masks. Clipping, weight decay and the base optimizer are the trainer's, as before. For a Flax
-    NNX model, which changes when it is called, use `samax.flax.value_and_grad`.
+    masks. Clipping, weight decay and the base optimizer are the trainer's, as before. The price is
+    a second gradient. For a Flax NNX model, which changes when it is called, use
+    `samax.flax.value_and_grad`.
 
     Args:
       loss_fn: `loss_fn(params, *args, **kwargs) -> loss`, or a pair `(loss, aux)`.
       method: `samax.sam(0.05)` or another method that keeps no state between steps: `usam`, `asam`,
         `wsam` and `gsam` with numbers for their hyper-parameters, or a composition of one's own.
+        Without the optimizer, which stays where it is.
       argnums: which of the positional arguments are the parameters; of several the perturbation is
         one, with the norm over all.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
@@ -40,8 +42,8 @@ def value_and_grad(
       direction)`.
 
     Raises:
-      TypeError: if `loss_fn` is no function or `method` no transformation; when called, if the loss
-        comes with an auxiliary output and `has_aux` is not set, or with a Flax NNX model.
+      TypeError: if `loss_fn` is not a function or `method` not a transformation; when called, if
+        what the loss returns and `has_aux` do not agree, or the parameters are a Flax NNX model.
       ValueError: when called, if the method keeps a state, as VaSSO, SAMAR, a scheduled rho and
         `track=True` do.
 
@@ -55,13 +57,14 @@ def value_and_grad(
     check_callable("loss_fn", loss_fn, "of the parameters")
     check_transformation("method", method)
     method = optax.with_extra_args_support(method)
-    checked = loss_fn if has_aux else without_aux(loss_fn)
+    checked = with_checked_output(loss_fn, has_aux)
     several = isinstance(argnums, tuple)
     places: tuple[int, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
 
     def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         for place in places:
-            _refuse_nnx(args[place])
+            if place < len(args):  # otherwise JAX says what is missing
+                _refuse_nnx(args[place])
         value, grads = jax.value_and_grad(checked, argnums, has_aux)(*args, **kwargs)
 
         def value_fn(params: Any) -> jax.Array:
@@ -78,13 +81,18 @@ def value_and_grad(
     return evaluate
 
 
-def without_aux(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss, refusing an auxiliary output that nobody asked for."""
+def with_checked_output(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    """The loss, refusing an auxiliary output that nobody asked for, and a missing one."""
 
     @functools.wraps(loss_fn)
     def loss(*args: Any, **kwargs: Any) -> Any:
         result = loss_fn(*args, **kwargs)
-        if isinstance(result, tuple):
+        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                "with has_aux=True loss_fn must return a pair (loss, aux), and returns something "
+                "else: return both, or drop has_aux=True."
+            )
+        if not has_aux and isinstance(result, tuple):
             raise TypeError(
                 "loss_fn must return a scalar loss, got a tuple: for a pair (loss, aux) pass "
                 "has_aux=True."
