@@ -154,3 +154,26 @@ def test_decoupled_keeps_the_sharpness_out_of_the_momentum():
     _, state = apply(scheduled)
     step, _ = apply(scheduled, state=state)
     np.testing.assert_allclose(flat(step), -0.1 * 1.9 * flat(CLEAN), rtol=1e-6)
+
+
+def test_a_step_length_of_the_polyak_kind():
+    """The recipe's: the step would take the perturbed loss, to first order, to 0."""
+    curvature = jnp.array([1.0, 10.0, 0.1])
+    loss_fn = lambda w: 0.5 * jnp.sum(curvature * w**2)
+    polyak = samax.rule(
+        lambda clean, perturbed, perturbed_value: optax.tree.scale(
+            perturbed_value / optax.tree.norm(perturbed, squared=True), perturbed
+        )
+    )
+    tx = optax.chain(samax.sharpness_aware(samax.scale_to_norm(0.05), polyak), optax.scale(-1.0))
+    params = jnp.array([1.0, -0.5, 2.0])
+    value, grads = jax.value_and_grad(loss_fn)(params)
+    step, _ = tx.update(grads, tx.init(params), params, value=value, value_fn=loss_fn)
+
+    w = np.asarray(params, np.float64)
+    h = np.asarray(curvature, np.float64)
+    g = h * w
+    point = w + 0.05 * g / np.sqrt(np.sum(g**2))
+    perturbed, perturbed_loss = h * point, 0.5 * np.sum(h * point**2)
+    np.testing.assert_allclose(step, -perturbed_loss / np.sum(perturbed**2) * perturbed, rtol=1e-5)
+    assert perturbed_loss + np.dot(perturbed, step) == pytest.approx(0.0, abs=1e-5)
