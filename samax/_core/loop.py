@@ -31,7 +31,7 @@ def stream(
     results = []
     for i in range(length):
         place = i + zero_after(carry)
-        item = jax.tree.map(lambda x: jnp.take(x, place, axis=0), items)  # noqa: B023
+        item = jax.tree.map(lambda x: jnp.take(x, place, axis=0, mode="clip"), items)  # noqa: B023
         carry, result = visit(carry, item)
         results.append(result)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)

@@ -98,7 +98,7 @@ def _widen_leaf(leaf: Any) -> Any:
     dtype = jnp.result_type(leaf)
     wide = wide_dtype(dtype)
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf.update(dtype=wide)
+        return jax.ShapeDtypeStruct(leaf.shape, wide, sharding=leaf.sharding)
     if wide == dtype and isinstance(leaf, (jax.Array, np.ndarray)):
         return leaf
     return jnp.asarray(leaf, wide)
