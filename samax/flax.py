@@ -70,7 +70,6 @@ def value_and_grad(
     """
     check_callable("loss_fn", loss_fn, "of the model")
     check_transformation("method", method)
-    method = optax.with_extra_args_support(method)
     checked = with_checked_output(loss_fn, has_aux)
     several = isinstance(argnums, tuple)
     chosen: tuple[Argnum, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
@@ -85,7 +84,7 @@ def value_and_grad(
         clean_pass = nnx.value_and_grad(positional, argnums=argnums, has_aux=has_aux)
         value, grads = clean_pass(*args, kwargs)
 
-        def value_fn(params: Any) -> jax.Array:
+        def loss_at(params: Any) -> Any:
             copies, options = nnx.clone(before)
             moved = list(copies)
             for (place, _), param in zip(wanted, params if several else (params,), strict=True):
@@ -93,16 +92,14 @@ def value_and_grad(
                     nnx.update(moved[place], param)
                 else:
                     moved[place] = param
-            result = loss_fn(*moved, **options)
-            return result[0] if has_aux else result
+            return loss_fn(*moved, **options)
 
         states = [
             nnx.state(args[place], trained) if _is_object(args[place]) else args[place]
             for place, trained in wanted
         ]
         params = tuple(states) if several else states[0]
-        loss = value[0] if has_aux else value
-        return value, stateless_direction(method, grads, params, value=loss, value_fn=value_fn)
+        return value, stateless_direction(method, value, grads, params, loss_at, has_aux)
 
     return evaluate
 

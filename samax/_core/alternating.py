@@ -8,7 +8,7 @@ import optax
 
 from samax._core.checks import check_transformation
 from samax._core.evaluation import FUNCTIONS, check_inputs
-from samax._core.numerics import cast_like, select, tree_wide_dtype, zeros_like
+from samax._core.numerics import cast_like, tree_wide_dtype
 
 
 class AlternatingState(NamedTuple):
@@ -30,7 +30,7 @@ class AlternatingState(NamedTuple):
 
     def unperturbed(self, params: optax.Params) -> optax.Params:
         """What `samax.eval_params` returns."""
-        return select(self.perturbed, self.params, params)
+        return optax.tree.where(self.perturbed, self.params, params)
 
 
 def alternating(chain: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -94,8 +94,8 @@ def alternating(chain: optax.GradientTransformation) -> optax.GradientTransforma
     def init(params: optax.Params) -> AlternatingState:
         return AlternatingState(
             perturbed=jnp.zeros((), bool),
-            params=zeros_like(params),
-            clean_grad=zeros_like(params),
+            params=optax.tree.zeros_like(params),
+            clean_grad=optax.tree.zeros_like(params),
             value=jnp.full((), jnp.nan, tree_wide_dtype(params)),
             chain=whole.init(params),
         )

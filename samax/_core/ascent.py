@@ -78,11 +78,16 @@ def scale_by_rho(rho: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs
       >>> rho = lambda step: jnp.maximum(0.0, 0.02 + 0.03 * (rate(step) - 0.01) / 0.09)
       >>> tx = optax.chain(samax.sam(rho), optax.sgd(rate))
     """
+    return scale_by("rho", rho)
 
-    def scale(radius: jax.typing.ArrayLike, updates: optax.Updates) -> optax.Updates:
-        return jax.tree.map(lambda g: (g * radius).astype(g.dtype), updates)
 
-    return scheduled("rho", rho, lambda radius, updates, **_: scale(radius, updates))
+def scale_by(name: str, factor: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by a hyper-parameter, a number or a schedule, of that name."""
+
+    def scale(factor: jax.typing.ArrayLike, updates: optax.Updates, /, **_: Any) -> optax.Updates:
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates)
+
+    return scheduled(name, factor, scale)
 
 
 def scale_to_norm(

@@ -20,7 +20,6 @@ from samax._core.numerics import (
     difference,
     displace,
     norm,
-    select,
     tree_wide_dtype,
     vdot,
     widen,
@@ -162,7 +161,7 @@ def sharpness_aware(
         def ascend(grads: optax.Updates, point: optax.Params) -> tuple[optax.Params, Any]:
             eps, ascent_state = ascent.update(widen(grads), state.ascent, point, **extra_args)
             check_same_tree("the ascent's output", eps, point)
-            return select(finite, displace(point, eps), point), ascent_state
+            return optax.tree.where(finite, displace(point, eps), point), ascent_state
 
         def ascend_again(_: int, point: optax.Params) -> optax.Params:
             return ascend(evaluate(point)[1], point)[0]
@@ -188,10 +187,10 @@ def sharpness_aware(
             measured = _measure(value, perturbed_value, clean, perturbed, perturbation)
             metrics = cast_like(measured, metrics)
         if direction is not perturbed:
-            direction = select(finite, direction, perturbed)
+            direction = optax.tree.where(finite, direction, perturbed)
         return cast_like(direction, updates), SharpnessAwareState(
-            ascent=select(finite, ascent_state, state.ascent),
-            descent=select(finite, descent_state, state.descent),
+            ascent=optax.tree.where(finite, ascent_state, state.ascent),
+            descent=optax.tree.where(finite, descent_state, state.descent),
             metrics=metrics,
         )
 

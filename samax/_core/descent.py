@@ -35,17 +35,12 @@ def weighted(weight: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
       ValueError: if `weight` is negative or not finite; in `init`, if a schedule is at some step.
     """
 
-    def apply(
-        weight: jax.typing.ArrayLike,
-        updates: optax.Updates,
-        *,
-        clean_grad: optax.Updates | None = None,
-        **extra_args: Any,
+    def weigh(
+        weight: jax.typing.ArrayLike, clean: optax.Updates, perturbed: optax.Updates
     ) -> optax.Updates:
-        del extra_args
-        return interpolate(require_clean_gradient("weighted", clean_grad), updates, weight)
+        return interpolate(clean, perturbed, weight)
 
-    return scheduled("weight", weight, apply)
+    return scheduled_rule("weighted", "weight", weight, weigh)
 
 
 def rule(fn: Callable[..., optax.Updates]) -> optax.GradientTransformationExtraArgs:
@@ -109,6 +104,28 @@ def rule(fn: Callable[..., optax.Updates]) -> optax.GradientTransformationExtraA
         return direction, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def scheduled_rule(
+    name: str,
+    parameter: str,
+    value: ScalarOrSchedule,
+    fn: Callable[[jax.typing.ArrayLike, optax.Updates, optax.Updates], optax.Updates],
+) -> optax.GradientTransformationExtraArgs:
+    """A descent with one hyper-parameter: `fn(value, clean, perturbed) -> direction`."""
+
+    def apply(
+        value: jax.typing.ArrayLike,
+        updates: optax.Updates,
+        /,  # extra arguments of `update` may have any name
+        *,
+        clean_grad: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> optax.Updates:
+        del extra_args
+        return fn(value, require_clean_gradient(name, clean_grad), updates)
+
+    return scheduled(parameter, value, apply)
 
 
 def interpolate(

@@ -99,7 +99,7 @@ def m_sharpness(
             direction, group_state = inner.update(grads, group_state, params, **arguments)
             return optax.tree.add(total, widen(direction)), group_state
 
-        total = jax.tree.map(jnp.zeros_like, widen(updates))
+        total = optax.tree.zeros_like(widen(updates))
         total = vary_over(varying_axes(updates, params), total)
         total, state = stream(visit, total, (state, groups), unroll)
         return cast_like(optax.tree.scale(1 / num_groups, total), updates), state

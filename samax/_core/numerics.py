@@ -29,22 +29,12 @@ def cast_like(tree: Any, target: Any) -> Any:
     return jax.tree.map(_cast_leaf, tree, target)
 
 
-def zeros_like(tree: Any) -> Any:
-    """Zeros of the shapes, dtypes and shardings of `tree`, whose leaves may be abstract."""
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
 def copies(tree: Any) -> Any:
     """`tree` in buffers of its own, which may be donated; zeros where a leaf is abstract."""
     abstract = jax.ShapeDtypeStruct
     return jax.tree.map(
         lambda leaf: jnp.zeros_like(leaf) if isinstance(leaf, abstract) else jnp.copy(leaf), tree
     )
-
-
-def select(condition: jax.Array, chosen: Any, other: Any) -> Any:
-    """`chosen` where the scalar condition holds, and `other` where not; both are evaluated."""
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, other)
 
 
 def displace(params: optax.Params, eps: optax.Updates) -> optax.Params:
@@ -54,7 +44,7 @@ def displace(params: optax.Params, eps: optax.Updates) -> optax.Params:
 
 def difference(left: Any, right: Any) -> Any:
     """`left - right` in float32 or wider."""
-    return jax.tree.map(lambda x, y: _widen_leaf(x) - _widen_leaf(y), left, right)
+    return optax.tree.sub(widen(left), widen(right))
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -79,19 +69,39 @@ def norm(tree: Any) -> jax.Array:
     return jnp.sqrt(vdot(tree, tree))
 
 
+def safe_norm(tree: Any) -> jax.Array:
+    """The global l2 norm, safe from underflow and overflow of the squares."""
+    scaled, largest, _ = _over_largest(tree)
+    return largest * norm(scaled)
+
+
 def normalized(tree: Any, eps: jax.typing.ArrayLike = 0.0) -> Any:
     """`tree / (||tree|| + eps)` with the global l2 norm, and zero for a zero tree.
 
-    The entries are divided by the largest one before they are squared, so that the norm of tiny
-    gradients does not underflow and that of huge ones does not overflow.
+    Safe from underflow and overflow of the squares.
+    """
+    scaled, largest, zero = _over_largest(tree)
+    total = jnp.where(zero, 1.0, norm(scaled)) + eps / largest
+    factor = jax.lax.optimization_barrier(1.0 / total)
+    return jax.tree.map(lambda x: x * factor.astype(x.dtype), scaled)
+
+
+def orthogonal(tree: Any, unit: Any) -> Any:
+    """What `tree` has orthogonal to a unit vector, by the inner product over all leaves."""
+    along = vdot(tree, unit)
+    return jax.tree.map(lambda x, u: x - along.astype(x.dtype) * u, tree, unit)
+
+
+def _over_largest(tree: Any) -> tuple[Any, jax.Array, jax.Array]:
+    """`tree` over its largest absolute entry, that entry (1 for a zero tree), whether it is zero.
+
+    Divided before they are squared, the entries of tiny gradients have a norm that does not
+    underflow, and those of huge ones a norm that does not overflow.
     """
     largest = max_abs(tree)
     zero = largest == 0
     largest, zero = jax.lax.optimization_barrier((jnp.where(zero, 1.0, largest), zero))
-    scaled = jax.tree.map(lambda x: x / largest.astype(x.dtype), tree)
-    total = jnp.where(zero, 1.0, norm(scaled)) + eps / largest
-    factor = jax.lax.optimization_barrier(1.0 / total)
-    return jax.tree.map(lambda x: x * factor.astype(x.dtype), scaled)
+    return jax.tree.map(lambda x: x / largest.astype(x.dtype), tree), largest, zero
 
 
 def _widen_leaf(leaf: Any) -> Any:

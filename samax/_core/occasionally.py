@@ -9,7 +9,7 @@ import optax
 from samax._core.checks import check_transformation
 from samax._core.combinator import SharpnessMetrics
 from samax._core.evaluation import FUNCTIONS, check_inputs
-from samax._core.numerics import all_finite, select, vdot, widen
+from samax._core.numerics import all_finite, vdot, widen
 from samax._core.policies import Policy
 
 
@@ -137,7 +137,7 @@ def occasionally(
             direction, kept = (full if ascend else plain)(updates, state.transformation)
         return direction, OccasionallyState(
             ascended=ascends,
-            policy=select(finite, policy_state, state.policy),
+            policy=optax.tree.where(finite, policy_state, state.policy),
             transformation=kept,
         )
 

@@ -7,7 +7,7 @@ import optax
 
 from samax._core.checks import check_parameters, check_transformation
 from samax._core.evaluation import check_inputs
-from samax._core.numerics import all_finite, cast_like, copies, difference, displace, select, widen
+from samax._core.numerics import all_finite, cast_like, copies, difference, displace, widen
 
 Source: TypeAlias = Literal["gradient", "update", "momentum"]
 
@@ -135,10 +135,10 @@ def one_gradient(
         }[source]()
         eps, ascent_state = ascent.update(widen(direction), state.ascent, unperturbed, **extra_args)
         finite = all_finite(widen(updates))
-        point = select(finite, displace(unperturbed, eps), unperturbed)
+        point = optax.tree.where(finite, displace(unperturbed, eps), unperturbed)
         return cast_like(difference(point, params), params), OneGradientState(
             params=unperturbed,
-            ascent=select(finite, ascent_state, state.ascent),
+            ascent=optax.tree.where(finite, ascent_state, state.ascent),
             optimizer=optimizer_state,
         )
 

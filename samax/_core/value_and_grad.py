@@ -56,7 +56,6 @@ def value_and_grad(
     """
     check_callable("loss_fn", loss_fn, "of the parameters")
     check_transformation("method", method)
-    method = optax.with_extra_args_support(method)
     checked = with_checked_output(loss_fn, has_aux)
     several = isinstance(argnums, tuple)
     places: tuple[int, ...] = argnums if isinstance(argnums, tuple) else (argnums,)
@@ -67,16 +66,14 @@ def value_and_grad(
                 _refuse_nnx(args[place])
         value, grads = jax.value_and_grad(checked, argnums, has_aux)(*args, **kwargs)
 
-        def value_fn(params: Any) -> jax.Array:
+        def loss_at(params: Any) -> Any:
             moved = list(args)
             for place, param in zip(places, params if several else (params,), strict=True):
                 moved[place] = param
-            result = loss_fn(*moved, **kwargs)
-            return result[0] if has_aux else result
+            return loss_fn(*moved, **kwargs)
 
-        loss = value[0] if has_aux else value
         params = tuple(args[place] for place in places) if several else args[places[0]]
-        return value, stateless_direction(method, grads, params, value=loss, value_fn=value_fn)
+        return value, stateless_direction(method, value, grads, params, loss_at, has_aux)
 
     return evaluate
 
@@ -112,12 +109,18 @@ def _refuse_nnx(params: Any) -> None:
 
 
 def stateless_direction(
-    method: optax.GradientTransformationExtraArgs,
+    method: optax.GradientTransformation,
+    value: Any,
     grads: optax.Updates,
     params: optax.Params,
-    **extra_args: Any,
+    loss_at: Callable[[optax.Params], Any],
+    has_aux: bool,
 ) -> optax.Updates:
-    """The direction of a method that keeps nothing from one step to the next."""
+    """The direction of a method that keeps nothing from one step to the next.
+
+    `value` is that of the clean pass, and `loss_at(params)` the same at other parameters.
+    """
+    loss = (lambda result: result[0]) if has_aux else (lambda result: result)
     state = method.init(params)
     if jax.tree.leaves(state):
         raise ValueError(
@@ -126,4 +129,6 @@ def stateless_direction(
             "the full form, tx = optax.chain(method, optimizer) and tx.update(grads, state, "
             "params, value=value, value_fn=loss_fn, batch=batch)."
         )
-    return method.update(grads, state, params, **extra_args)[0]
+    return optax.with_extra_args_support(method).update(
+        grads, state, params, value=loss(value), value_fn=lambda params: loss(loss_at(params))
+    )[0]

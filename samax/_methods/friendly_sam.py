@@ -8,7 +8,7 @@ from samax._core.ascent import Mask, perturb_only, scale_to_norm
 from samax._core.checks import refuse_optimizer
 from samax._core.combinator import sharpness_aware
 from samax._core.hyperparameters import Scalar, ScalarOrSchedule, check_scalar
-from samax._core.numerics import widen, zeros_like
+from samax._core.numerics import widen
 
 
 def subtract_ema(sigma: Scalar = 1.0, decay: Scalar = 0.9) -> optax.GradientTransformation:
@@ -31,7 +31,9 @@ def subtract_ema(sigma: Scalar = 1.0, decay: Scalar = 0.9) -> optax.GradientTran
     check_scalar("decay", decay, high=1.0, include_high=False)
 
     def init(params: optax.Params) -> optax.EmaState:
-        return optax.EmaState(count=jnp.zeros((), jnp.int32), ema=zeros_like(widen(params)))
+        return optax.EmaState(
+            count=jnp.zeros((), jnp.int32), ema=optax.tree.zeros_like(widen(params))
+        )
 
     def update(
         updates: optax.Updates, state: optax.EmaState, params: optax.Params | None = None

@@ -1,16 +1,15 @@
 """GSAM: lowers the perturbed loss, and its gap to the clean one."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from samax._core.ascent import Mask, perturb_only, scale_to_norm
-from samax._core.checks import refuse_optimizer, require_clean_gradient
+from samax._core.checks import refuse_optimizer
 from samax._core.combinator import sharpness_aware
-from samax._core.hyperparameters import Scalar, ScalarOrSchedule, scheduled
-from samax._core.numerics import norm, normalized, vdot
+from samax._core.descent import scheduled_rule
+from samax._core.hyperparameters import Scalar, ScalarOrSchedule
+from samax._core.numerics import norm, normalized, orthogonal
 
 
 def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -33,29 +32,17 @@ def surrogate_gap(alpha: ScalarOrSchedule) -> optax.GradientTransformationExtraA
       ValueError: if `alpha` is negative or not finite; in `init`, if a schedule is at some step.
     """
 
-    def apply(
-        alpha: jax.typing.ArrayLike,
-        updates: optax.Updates,
-        *,
-        clean_grad: optax.Updates | None = None,
-        **extra_args: Any,
+    def remove(
+        alpha: jax.typing.ArrayLike, clean: optax.Updates, perturbed: optax.Updates
     ) -> optax.Updates:
-        del extra_args
-        clean = require_clean_gradient("surrogate_gap", clean_grad)
-        unit = normalized(updates)
+        unit = normalized(perturbed)
         # The perturbed gradient has no orthogonal component: that of the difference is the same,
         # loses no digits where the two gradients are close, and is exactly zero at rho = 0.
-        difference = jax.tree.map(jnp.subtract, updates, clean)
-        along = vdot(difference, unit)
+        removed = orthogonal(optax.tree.sub(perturbed, clean), unit)
         strength = jnp.where(norm(unit) > 0, alpha, 0.0)  # a zero gradient has no direction
+        return jax.tree.map(lambda p, r: p + strength.astype(r.dtype) * r, perturbed, removed)
 
-        def remove(d: jax.Array, perturbed: jax.Array, u: jax.Array) -> jax.Array:
-            orthogonal = d - along.astype(d.dtype) * u
-            return perturbed + strength.astype(d.dtype) * orthogonal
-
-        return jax.tree.map(remove, difference, updates, unit)
-
-    return scheduled("alpha", alpha, apply)
+    return scheduled_rule("surrogate_gap", "alpha", alpha, remove)
 
 
 @refuse_optimizer

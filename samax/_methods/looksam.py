@@ -10,7 +10,7 @@ from samax._core.ascent import Mask, perturb_only, scale_to_norm
 from samax._core.checks import refuse_optimizer, require_clean_gradient
 from samax._core.combinator import sharpness_aware
 from samax._core.hyperparameters import Scalar, ScalarOrSchedule, check_scalar
-from samax._core.numerics import max_abs, norm, normalized, vdot, widen, zeros_like
+from samax._core.numerics import max_abs, norm, normalized, orthogonal, widen
 from samax._core.occasionally import occasionally
 from samax._core.policies import every
 
@@ -44,7 +44,7 @@ def reuse_orthogonal(alpha: Scalar) -> optax.GradientTransformationExtraArgs:
     check_scalar("alpha", alpha)
 
     def init(params: optax.Params) -> ReuseState:
-        return ReuseState(zeros_like(widen(params)))
+        return ReuseState(optax.tree.zeros_like(widen(params)))
 
     def update(
         updates: optax.Updates,
@@ -65,13 +65,11 @@ def reuse_orthogonal(alpha: Scalar) -> optax.GradientTransformationExtraArgs:
             ), state
         unit = normalized(clean)
         # The clean gradient has no orthogonal component, so that of the difference is the same.
-        difference = jax.tree.map(jnp.subtract, updates, clean)
-        along = vdot(difference, unit)
-        orthogonal = jax.tree.map(lambda d, u: d - along.astype(d.dtype) * u, difference, unit)
+        found = normalized(orthogonal(optax.tree.sub(updates, clean), unit))
         # At rho = 0 it is rounding alone, which must not be made a unit vector.
         moved = True if perturbation is None else max_abs(perturbation) != 0
-        found = jax.tree.map(lambda v: jnp.where(moved, v, 0.0), normalized(orthogonal))
-        return updates, ReuseState(found)
+        kept = jax.tree.map(lambda v: jnp.where(moved, v, 0.0), found)
+        return updates, ReuseState(kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

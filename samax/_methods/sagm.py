@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from samax._core.ascent import Mask, perturb_only, scale_by_rho, scale_to_norm
+from samax._core.ascent import Mask, perturb_only, scale_by, scale_to_norm
 from samax._core.checks import refuse_optimizer
 from samax._core.combinator import sharpness_aware
 from samax._core.descent import weighted
-from samax._core.hyperparameters import Scalar, ScalarOrSchedule, check_schedule
+from samax._core.hyperparameters import Scalar, ScalarOrSchedule
 
 
 def scale_to_norm_less(
@@ -31,8 +29,7 @@ def scale_to_norm_less(
     Raises:
       ValueError: if a number is negative or not finite; in `init`, if a schedule is at some step.
     """
-    check_schedule("alpha", alpha)
-    up, down = scale_to_norm(rho, eps), scale_by_rho(alpha)
+    up, down = scale_to_norm(rho, eps), scale_by("alpha", alpha)
 
     def init(params: optax.Params) -> tuple[optax.OptState, optax.OptState]:
         return up.init(params), down.init(params)
@@ -46,7 +43,7 @@ def scale_to_norm_less(
         del extra_args
         ascent, up_state = up.update(updates, state[0], params)
         descent, down_state = down.update(updates, state[1], params)
-        return jax.tree.map(jnp.subtract, ascent, descent), (up_state, down_state)
+        return optax.tree.sub(ascent, descent), (up_state, down_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

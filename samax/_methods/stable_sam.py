@@ -1,16 +1,15 @@
 """StableSAM: the perturbed gradient at the length of the clean one."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from samax._core.ascent import Mask, perturb_only, scale_to_norm
-from samax._core.checks import refuse_optimizer, require_clean_gradient
+from samax._core.checks import refuse_optimizer
 from samax._core.combinator import sharpness_aware
-from samax._core.hyperparameters import Scalar, ScalarOrSchedule, scheduled
-from samax._core.numerics import max_abs, norm
+from samax._core.descent import scheduled_rule
+from samax._core.hyperparameters import Scalar, ScalarOrSchedule, check_scalar
+from samax._core.numerics import safe_norm
 
 
 def match_clean_norm(eps: Scalar = 0.0) -> optax.GradientTransformationExtraArgs:
@@ -31,29 +30,16 @@ def match_clean_norm(eps: Scalar = 0.0) -> optax.GradientTransformationExtraArgs
       ValueError: if `eps` is negative or not finite.
     """
 
-    def apply(
-        eps: jax.typing.ArrayLike,
-        updates: optax.Updates,
-        *,
-        clean_grad: optax.Updates | None = None,
-        **extra_args: Any,
+    def match(
+        eps: jax.typing.ArrayLike, clean: optax.Updates, perturbed: optax.Updates
     ) -> optax.Updates:
-        del extra_args
-        clean = require_clean_gradient("match_clean_norm", clean_grad)
-        length = _scaled_norm(updates)
+        length = safe_norm(perturbed)
         ratio = jnp.where(
-            length == 0, 0.0, _scaled_norm(clean) / jnp.where(length == 0, 1.0, length + eps)
+            length == 0, 0.0, safe_norm(clean) / jnp.where(length == 0, 1.0, length + eps)
         )
-        return jax.tree.map(lambda p: p * ratio.astype(p.dtype), updates)
+        return jax.tree.map(lambda p: p * ratio.astype(p.dtype), perturbed)
 
-    return scheduled("eps", eps, apply)
-
-
-def _scaled_norm(tree: optax.Updates) -> jax.Array:
-    """The norm, safe from underflow and overflow of the squares."""
-    largest = max_abs(tree)
-    scale = jnp.where(largest == 0, 1.0, largest)
-    return largest * norm(jax.tree.map(lambda x: x / scale.astype(x.dtype), tree))
+    return scheduled_rule("match_clean_norm", "eps", check_scalar("eps", eps), match)
 
 
 @refuse_optimizer

@@ -8,7 +8,7 @@ from samax._core.ascent import Mask, perturb_only, scale_to_norm
 from samax._core.checks import refuse_optimizer
 from samax._core.combinator import sharpness_aware
 from samax._core.hyperparameters import Scalar, ScalarOrSchedule, check_scalar
-from samax._core.numerics import widen, zeros_like
+from samax._core.numerics import widen
 
 
 def gradient_ema(theta: jax.typing.ArrayLike) -> optax.GradientTransformation:
@@ -31,7 +31,9 @@ def gradient_ema(theta: jax.typing.ArrayLike) -> optax.GradientTransformation:
     check_scalar("theta", theta, high=1.0, include_low=False)
 
     def init(params: optax.Params) -> optax.EmaState:
-        return optax.EmaState(count=jnp.zeros((), jnp.int32), ema=zeros_like(widen(params)))
+        return optax.EmaState(
+            count=jnp.zeros((), jnp.int32), ema=optax.tree.zeros_like(widen(params))
+        )
 
     def update(
         updates: optax.Updates, state: optax.EmaState, params: optax.Params | None = None

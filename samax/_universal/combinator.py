@@ -18,7 +18,6 @@ from samax._core.numerics import (
     difference,
     displace,
     norm,
-    select,
     tree_wide_dtype,
     widen,
 )
@@ -197,7 +196,7 @@ def universal_sam(
         # non-finite entry passes as it is.
         regularized = (radius > 0) & (strength > 0) & all_finite(clean)
         direction = jax.tree.map(lambda g, s: g + (strength * s).astype(g.dtype), clean, slope)
-        direction = select(regularized, direction, clean)
+        direction = optax.tree.where(regularized, direction, clean)
         metrics = state.metrics
         if track:
             tracked = _metrics(loss, sums, sampling.num_samples, clean, sharpness, slope)

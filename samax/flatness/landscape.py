@@ -99,7 +99,7 @@ def loss_line(
       [-2.  0.  2.]
     """
     distances = jnp.asarray(distances)
-    still = jax.tree.map(jnp.zeros_like, direction)
+    still = optax.tree.zeros_like(direction)
     points = jnp.stack([distances, jnp.zeros_like(distances)], axis=-1)
     return _losses(loss_fn, params, (direction, still), points, batches, progress)
 

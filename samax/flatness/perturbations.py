@@ -103,7 +103,7 @@ def worst_case_sharpness(
         shrink = jnp.where(reach > rho, rho / reach, 1.0)
         return jax.tree.map(lambda e: e * shrink.astype(e.dtype), further)
 
-    relative = jax.tree.map(jnp.zeros_like, sizes)
+    relative = optax.tree.zeros_like(sizes)
     clean, grads = evaluate(place(relative))
     largest = clean
     if key is not None:

@@ -179,14 +179,16 @@ def test_a_call_costs_its_own_half():
     )
     base = optimizer()
     second = lambda w, g: optax.apply_updates(w, base.update(g, base.init(w), w)[0])
-    halves = []
-    for perturbed in (False, True):
+
+    def half(perturbed, w, g):
         state = tx.init(params)._replace(perturbed=jnp.asarray(perturbed))
-        step = lambda w, g: tx.update(g, state._replace(params=w, clean_grad=g), w)  # noqa: B023
-        halves.append(flops(step, params, params) / params["w"].size)
+        return tx.update(g, state._replace(params=w, clean_grad=g), w)
+
+    each = params["w"].size
+    halves = [flops(functools.partial(half, p), params, params) / each for p in (False, True)]
     # Besides, whether the clean gradient is finite, and the way back.
-    assert halves[0] <= flops(first, params, params) / params["w"].size + 3
-    assert halves[1] <= flops(second, params, params) / params["w"].size + 5
+    assert halves[0] <= flops(first, params, params) / each + 3
+    assert halves[1] <= flops(second, params, params) / each + 5
 
 
 def test_schedules_count_pairs_of_calls():

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import samax
+from tests.marks import needs_explicit_sharding
 from tests.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +133,7 @@ def test_types_are_constant_under_scan(name, dtype):
 
 
 @every_method
-@pytest.mark.skipif(not hasattr(jax.sharding, "reshard"), reason="no explicit sharding here")
+@needs_explicit_sharding
 def test_explicit_sharding_types_agree_between_init_update_and_jit(name):
     axes = (jax.sharding.AxisType.Explicit,)
     mesh = jax.make_mesh((4,), ("data",), axis_types=axes)

@@ -14,7 +14,9 @@ import samax
 RATE = optax.linear_schedule(0.1, 0.0, 8)
 OPTIMIZERS = {
     "sam": lambda: samax.sam(optax.linear_schedule(0.2, 0.0, 8), track=True),
+    "vasso": lambda: samax.vasso(0.1, theta=0.3, track=True),
     "samar": lambda: samax.samar(0.1, gamma=0.01, track=True),
+    "gsam": lambda: samax.gsam(0.1, optax.linear_schedule(0.5, 0.0, 8)),
     "masked": lambda: samax.sharpness_aware(
         samax.perturb_only(samax.gradient_ema(0.3), {"w": True, "b": False})
     ),

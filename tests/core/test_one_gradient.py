@@ -330,8 +330,7 @@ def test_under_scan_and_vmap(name):
         return jax.lax.fori_loop(0, 3, lambda _, c: call(tx, *c), (params, tx.init(params)))[0]
 
     together = jax.vmap(trained)(radii)
-    for i, rho in enumerate(radii):
-        assert_close(jax.tree.map(lambda x: x[i], together), trained(rho))  # noqa: B023
+    assert_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(trained, radii)))
 
 
 @every_recipe

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +41,7 @@ def loss_fn(params):
     return sum(jnp.sum(jnp.cosh(leaf)) for leaf in jax.tree.leaves(params)) + 0.0
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(tree=trees, name=st.sampled_from(sorted(METHODS)))
 def test_any_pytree_is_its_flat_vector(tree, name):
     """Every method here is a function of the vector of all parameters: the tree does not matter."""
@@ -88,10 +89,11 @@ def test_leaves_of_different_dtypes_share_one_norm():
     assert updates["single"].dtype == jnp.float32
 
 
-def test_thousands_of_leaves():
+@pytest.mark.parametrize("name", ["sam", "samar"])
+def test_thousands_of_leaves(name):
     """Eagerly: what compiling such a program costs is a benchmark's business."""
     params = {f"layer{i}": jnp.full(2, 1e-3 * i) for i in range(2_000)}
-    tx, grads = samax.sam(0.1), {key: 2 * value for key, value in params.items()}
+    tx, grads = METHODS[name], {key: 2 * value for key, value in params.items()}
     squares = lambda p: {key: 2 * value for key, value in p.items()}
     updates, _ = tx.update(grads, tx.init(params), params, grad_fn=squares)
     norm = np.sqrt(2 * np.sum(np.square(2e-3 * np.arange(2_000))))

@@ -11,14 +11,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import samax
+from tests.marks import needs_explicit_sharding
 
 INPUTS = jax.random.normal(jax.random.key(0), (8, 4))
 TARGETS = jnp.sin(INPUTS).sum(axis=1)
 RATE = 0.05
-
-needs_explicit_sharding = pytest.mark.skipif(
-    not hasattr(jax.sharding, "reshard"), reason="this version of JAX has no explicit sharding"
-)
 
 
 def initial():
