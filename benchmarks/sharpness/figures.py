@@ -21,7 +21,7 @@ def write(folder: Path, runs: Runs, title: str) -> None:
 
 
 def _measures(runs: Runs) -> Figure:
-    """A panel a measure: a row a method, a dot a seed."""
+    """One panel per measure, one row per method, one dot per seed."""
     colours = palette(runs)
     columns = [column for column in COLUMNS if column.name != "1st / 5th"]
     figure = Figure(figsize=(14, 1.6 + 0.8 * len(runs)), layout="constrained")

@@ -190,7 +190,7 @@ def draw(series: dict[str, Any]) -> Figure:
     middle.axhline(0.02, color=GREY, lw=1, ls=":")
     note(middle, "USAM diverges", (rho[-1], 1e4), color=ORANGE, ha="right")
     note(middle, "USAM converges", (rho[0], 1e-13), color=ORANGE)
-    note(middle, "SAM, a dot a seed", (rho[-1], 1e-5), color=BLUE, ha="right")
+    note(middle, "SAM, one dot per seed", (rho[-1], 1e-5), color=BLUE, ha="right")
     note(middle, "0.02", (rho[0], 0.04), color=GREY)
     middle.set(xscale="log", yscale="log", ylim=(1e-16, 1e6), xlabel=r"radius $\rho$")
     middle.set_xticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])

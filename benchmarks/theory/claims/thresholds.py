@@ -171,7 +171,7 @@ def draw(series: dict[str, Any]) -> Figure:
     for radius, values, marker in zip(series["radii"], tails, "ovs", strict=True):
         predicted(middle, eta / LARGEST, tail_radius(radius, eta))
         middle.plot(eta / LARGEST, values, marker, color=BLUE)
-        note(middle, rf"$\rho = {radius:g}$", (0.33, 0.2 * radius), color=BLUE)
+        note(middle, rf"$\rho = {radius:g}$", (0.33, 0.28 * radius), color=BLUE)
     middle.set(yscale="log", xlabel=r"step size $\eta$, in units of $2/\beta$")
     middle.set_ylabel(r"distance from the minimum $\|w_T\|$")
     middle.set_title(r"SAM jumps across: $\rho\,\eta\beta\,/\,(2-\eta\beta)$ away")

@@ -106,6 +106,6 @@ def _draw_minimization(axes: Sequence[Axes], data: dict[str, np.ndarray]) -> Non
     axes[2].plot(lam, dets, "D", color=ORANGE, alpha=0.6, ms=5)
     note(axes[2], r"$\lambda = 2/h$", (0.53, 0.93), xycoords=("data", "axes fraction"))
     note(axes[2], "leaves the\nminimum", (1.0, 4.0), color=ORANGE, ha="center")
-    axes[2].set(xlabel=r"weight $\lambda$ (a dot a seed)", ylim=(2.5, 6.5))
+    axes[2].set(xlabel=r"weight $\lambda$ (one dot per seed)", ylim=(2.5, 6.5))
     axes[2].set_ylabel("$2\\,(x^2 + y^2)$ at the end")
     axes[2].set_title("Det-SAM's limit: its weight, $h = 4$")
