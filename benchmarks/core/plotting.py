@@ -30,7 +30,7 @@ STYLE: Any = {
 
 
 def draw_seeds(axis: Axes, row: int, values: np.ndarray, colour: str, number: str = ".2f") -> None:
-    """Draws a method's row: one dot per seed, and mean and standard deviation with the mean's value."""
+    """Draws a method's row: one dot per seed, mean and standard deviation, the mean's value."""
     axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
     error = values.std(ddof=1) if len(values) > 1 else 0
     axis.errorbar(values.mean(), row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
