@@ -1,13 +1,14 @@
 """Building, starting and mapping: what Optax's own optimizers do, every method does."""
 
+import functools
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding
@@ -15,32 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 import samax
 from tests.marks import needs_explicit_sharding
-from tests.methods import METHODS
+from tests.methods import METHODS, batch_of, initial, loss_fn, train_step
 
 ROOT = Path(__file__).parents[2]
-INPUTS = jax.random.normal(jax.random.key(0), (8, 4))
-
 every_method = pytest.mark.parametrize("name", METHODS)
-
-
-def initial(dtype=jnp.float32):
-    a, b = jax.random.split(jax.random.key(1))
-    return {
-        "lora_a": (0.5 * jax.random.normal(a, (4, 2))).astype(dtype),
-        "lora_b": (0.5 * jax.random.normal(b, (2, 4))).astype(dtype),
-        "bias": jnp.zeros(4, dtype),
-    }
-
-
-def loss_fn(params, batch):
-    hidden = batch.astype(params["bias"].dtype) @ params["lora_a"] @ params["lora_b"]
-    return jnp.mean((hidden + params["bias"] - 1) ** 2)
-
-
-def step(tx, params, state, batch=INPUTS):
-    value, grads = jax.value_and_grad(loss_fn)(params, batch)
-    updates, state = tx.update(grads, state, params, value=value, value_fn=loss_fn, batch=batch)
-    return optax.apply_updates(params, updates), state
 
 
 def layout(tree):
@@ -55,9 +34,9 @@ def test_building_runs_no_jax():
     script = f"""
 import jax, optax
 import samax, samax.flax, samax.flatness
-from tests.methods import METHODS
-for build in METHODS.values():
-    build()
+from tests.methods import METHODS, batch_of, initial, loss_fn, train_step
+for method in METHODS.values():
+    method.optimizer()
 samax.scale_to_norm(optax.cosine_decay_schedule(0.1, 10))
 samax.adaptive_weight(); samax.surrogate_gap(0.1); samax.rule(lambda clean, perturbed: perturbed)
 samax.cube(0.01); samax.scaled_by_params(samax.gaussian); samax.groups_by_path(r"(?P<group>.)/")
@@ -76,7 +55,7 @@ print("initialized")
 
 @every_method
 def test_init_takes_abstract_parameters(name):
-    tx, params = METHODS[name](), initial()
+    tx, params = METHODS[name].optimizer(track=True), initial()
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     expected = layout(tx.init(params))
     assert layout(tx.init(abstract)) == expected
@@ -86,7 +65,7 @@ def test_init_takes_abstract_parameters(name):
 @every_method
 def test_the_state_maps_like_parameters(name):
     """`optax.tree.map_params`, with which states are sharded as their parameters are."""
-    tx, params = METHODS[name](), initial()
+    tx, params = METHODS[name].optimizer(track=True), initial()
     state = tx.init(params)
     marked = optax.tree.map_params(
         tx,
@@ -104,13 +83,13 @@ def test_the_state_maps_like_parameters(name):
     }
     # Whatever looks like a parameter is known to be one, but for the groups' own axis.
     if name != "m_sharpness":
-        shapes = {"A": (4, 2), "B": (2, 4), "C": (4,)}
+        shapes = {"A": (4, 8), "B": (8, 4), "C": (4,)}
         pairs = zip(jax.tree.leaves(marked), jax.tree.leaves(_prefix(marked, state)), strict=True)
         for mark, leaf in pairs:
             if mark in shapes:
                 assert leaf.shape == shapes[mark]
     kept = optax.tree.map_params(tx, lambda leaf: leaf, state)
-    jax.tree.map(np.testing.assert_array_equal, kept, state)
+    chex.assert_trees_all_equal(kept, state)
 
 
 def _prefix(marked, state):
@@ -119,17 +98,19 @@ def _prefix(marked, state):
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_types_are_constant_under_scan(name, dtype):
-    tx, params = METHODS[name](), initial(dtype)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_types_are_constant_under_scan(name, dtype, request):
+    if dtype == jnp.float64:
+        request.getfixturevalue("x64")
+    tx, params = METHODS[name].optimizer(track=True), initial(dtype)
     start = (params, tx.init(params))
 
     def body(carry, _):
-        return step(tx, *carry), None
+        return train_step(tx, *carry, batch_of()), None
 
     end = jax.eval_shape(lambda carry: jax.lax.scan(body, carry, length=3)[0], start)
-    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-    assert shapes(end) == shapes(start)
+    chex.assert_trees_all_equal_structs(end, start)
+    chex.assert_trees_all_equal_shapes_and_dtypes(end, start)
 
 
 @every_method
@@ -142,16 +123,14 @@ def test_explicit_sharding_types_agree_between_init_update_and_jit(name):
             key: jax.device_put(leaf, NamedSharding(mesh, P("data" if key == "lora_a" else None)))
             for key, leaf in initial().items()
         }
-        tx = METHODS[name]()
+        tx = METHODS[name].optimizer(track=True)
 
         def loss(params, batch):
             whole = jax.sharding.reshard(params, P())
             return loss_fn(whole, batch)
 
         def update(params, state):
-            grads = jax.grad(loss)(params, INPUTS)
-            value = loss(params, INPUTS)
-            return tx.update(grads, state, params, value=value, value_fn=loss, batch=INPUTS)[1]
+            return train_step(tx, params, state, batch_of(), loss)[1]
 
         types = lambda tree: jax.tree.map(lambda leaf: str(jax.typeof(leaf)), tree)
         state = tx.init(params)
@@ -171,7 +150,7 @@ def test_injected_hyperparameters():
     radius = optax.linear_schedule(0.1, 0.0, 10)
     tx = optax.chain(optax.inject_hyperparams(samax.sam)(rho=radius), optax.sgd(0.1))
     params = initial()
-    _, state = jax.jit(lambda params, state: step(tx, params, state))(params, tx.init(params))
+    _, state = jax.jit(functools.partial(train_step, tx))(params, tx.init(params), batch_of())
     assert float(state[0].hyperparams["rho"]) == pytest.approx(0.1)
     with pytest.raises(TypeError, match=r"mask must be a pytree of Python booleans.*static_args"):
         optax.inject_hyperparams(samax.sam)(0.1, mask=samax.weights_only).init(params)

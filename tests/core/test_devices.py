@@ -246,7 +246,8 @@ def test_groups_are_streamed():
 
     def memory(num_groups, unroll):
         tx = samax.m_sharpness(samax.sam(RHO), num_groups, unroll=unroll)
-        loss = lambda w, batch: jnp.mean(jnp.tanh(jnp.tanh(batch @ w) @ w) ** 2)
+        relu = lambda x: jnp.maximum(x, 0.0)  # compiles in less than tanh
+        loss = lambda w, batch: jnp.mean(relu(relu(batch @ w) @ w) ** 2)
         step = lambda w, x: tx.update(w, tx.init(w), w, value_fn=loss, batch=x)[0]
         shapes = jnp.ones((32, 32)), jnp.ones((256 * num_groups, 32))
         return jax.jit(step).lower(*shapes).compile().memory_analysis().temp_size_in_bytes

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 import samax
 from tests.marks import needs_explicit_sharding
+from tests.methods import METHODS, SHAPES, batch_of, initial, sgd, train_step
 
-INPUTS = jax.random.normal(jax.random.key(0), (8, 4))
-TARGETS = jnp.sin(INPUTS).sum(axis=1)
-RATE = 0.05
-
-
-def initial():
-    """Two LoRA-like factors and a bias."""
-    a, b = jax.random.split(jax.random.key(1))
-    lora_a, lora_b = 0.5 * jax.random.normal(a, (4, 8)), 0.5 * jax.random.normal(b, (8, 4))
-    return {"lora_a": lora_a, "lora_b": lora_b, "bias": 0.1 * jnp.arange(4.0)}
+INPUTS, TARGETS = batch_of()
 
 
 def loss_fn(params, x, y, layout=None):
@@ -34,7 +27,9 @@ def loss_fn(params, x, y, layout=None):
         params = jax.sharding.reshard(params, gathered)
     where = {"out_sharding": P("data")} if layout in ("tensor parallel", "both") else {}
     hidden = jnp.tanh(x @ params["lora_a"])
-    return jnp.mean(((jnp.dot(hidden, params["lora_b"], **where) + params["bias"]).sum(1) - y) ** 2)
+    return jnp.mean(
+        ((jnp.dot(hidden, params["lora_b"], **where) + params["bias"]).mean(1) - y) ** 2
+    )
 
 
 # The batch is on "data"; where the parameters are:
@@ -46,42 +41,20 @@ LAYOUTS = {
 }
 
 
-def chained(transformation):
-    return optax.chain(transformation, optax.sgd(RATE, momentum=0.9))
-
-
-def balancing(method):
-    base = optax.sgd(RATE, momentum=0.9)
-    return method(base, learning_rate=RATE, alpha=0.5, groups=samax.lora_groups, track=True)
-
-
-METHODS = {
-    "sam": chained(samax.sam(0.1, track=True)),
-    "usam": chained(samax.usam(0.1)),
-    "asam": chained(samax.asam(0.5)),
-    "vasso": chained(samax.vasso(0.1, 0.5)),
-    "wsam": chained(samax.wsam(0.1)),
-    "gsam": chained(samax.gsam(0.1)),
-    "samar": chained(samax.samar(0.1)),
-    "trace_sam": chained(samax.trace_sam(0.1, track=True)),
-    "frob_sam": chained(samax.frob_sam(0.1)),
-    "det_sam": chained(samax.det_sam(0.1)),
-    "nbar": balancing(samax.nbar),
-    "obar": balancing(samax.obar),
-    "das": balancing(samax.das),
-    "alternating": samax.alternating(chained(samax.gsam(0.1))),
-    "m_sharpness": chained(samax.m_sharpness(samax.sam(0.1), 1)),
+# Batches that the first axis of the mesh shares are not cut in two groups once more.
+OPTIMIZERS = {name: method.optimizer(track=True) for name, method in METHODS.items()} | {
+    "m_sharpness": optax.chain(samax.m_sharpness(samax.sam(0.1), 1), sgd())
 }
+# The others are like these, and slow tests.
+every_method = pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in SHAPES)) for name in METHODS],
+)
 
 
 def step(method, params, state, x, y, layout=None):
-    value_fn = functools.partial(loss_fn, x=x, y=y, layout=layout)
-    value, grads = jax.value_and_grad(value_fn)(params)
-    extra = {"value": value, "value_fn": value_fn}
-    if method == "m_sharpness":
-        extra = {"value_fn": lambda p, batch: loss_fn(p, *batch, layout=layout), "batch": (x, y)}
-    updates, state = METHODS[method].update(grads, state, params, **extra)
-    return optax.apply_updates(params, updates), state
+    loss = lambda params, batch: loss_fn(params, *batch, layout=layout)
+    return train_step(OPTIMIZERS[method], params, state, (x, y), loss)
 
 
 def mesh_of(axis_type=None):
@@ -118,45 +91,25 @@ def misplaced(tree, params):
 @functools.cache
 def on_one_device(method):
     params = initial()
-    state = METHODS[method].init(params)
-    return jax.device_get(jax.jit(functools.partial(step, method))(params, state, INPUTS, TARGETS))
+    return jax.device_get(step(method, params, OPTIMIZERS[method].init(params), INPUTS, TARGETS))
 
 
 def assert_computed_on_one_device(method, result):
     """Parameters, states and metrics, norms among them; in float64, where rounding is no excuse."""
-    jax.tree.map(
-        lambda got, expected: np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12),
-        jax.device_get(result),
-        on_one_device(method),
-    )
+    expected = on_one_device(method)
+    chex.assert_trees_all_close(jax.device_get(result), expected, rtol=1e-9, atol=1e-12)
 
 
 def check_one_step(method, layout):
     params, x, y = placed(mesh_of(), layout)
-    state = METHODS[method].init(params)
+    state = OPTIMIZERS[method].init(params)
     assert misplaced(state, params) == []
     result = jax.jit(functools.partial(step, method))(params, state, x, y)
     assert_computed_on_one_device(method, result)
     assert misplaced(result, params) == []
 
 
-SLOW = {
-    "usam",
-    "asam",
-    "wsam",
-    "gsam",
-    "samar",
-    "frob_sam",
-    "det_sam",
-    "obar",
-    "das",
-}  # others like them are fast
-
-
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in METHODS],
-)
+@every_method
 def test_sharded_over_both_axes(method, x64):
     """Data parallel, fully sharded and tensor parallel at once."""
     check_one_step(method, "both")
@@ -171,17 +124,17 @@ def test_sharded_in_one_way(method, layout, x64):
 
 @needs_explicit_sharding
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_explicit_sharding_type_checks(method, layout):
     """And types say that states, from `init` under `jit` too, are where their parameters are."""
     mesh = mesh_of(jax.sharding.AxisType.Explicit)
     with jax.set_mesh(mesh):
         params, x, y = placed(mesh, layout)
-        state = jax.eval_shape(METHODS[method].init, params)
+        state = jax.eval_shape(OPTIMIZERS[method].init, params)
         new_params, new_state = jax.eval_shape(
             functools.partial(step, method, layout=layout),
             params,
-            METHODS[method].init(params),
+            OPTIMIZERS[method].init(params),
             x,
             y,
         )
@@ -196,7 +149,7 @@ def test_explicit_sharding_computes_what_one_device_does(method, x64):
     mesh = mesh_of(jax.sharding.AxisType.Explicit)
     with jax.set_mesh(mesh):
         params, x, y = placed(mesh, "both")
-        state = jax.jit(METHODS[method].init)(params)
+        state = jax.jit(OPTIMIZERS[method].init)(params)
         result = jax.jit(functools.partial(step, method, layout="both"))(params, state, x, y)
     assert_computed_on_one_device(method, result)
 

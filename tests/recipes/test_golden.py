@@ -1,6 +1,7 @@
-"""Every recipe follows the trajectory of its authors' code."""
+"""Every method follows the trajectory of its authors' code, or of an independent version."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,101 +12,65 @@ from jax.experimental import io_callback
 
 import samax
 from tests.golden_problems import base_optimizer, golden_cases, largest_error
+from tests.methods import METHODS
+from tests.recipes import test_reference
 
-pytestmark = pytest.mark.usefixtures("x64")
 TOLERANCE = 1e-9
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("sam"))
-def test_sam(case, problem):
-    hyper = case["hyper"]
-    sam = samax.sam(hyper["rho"], eps=hyper["eps"])
-    tx = optax.chain(sam, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
+def before(transformation):
+    """Builds the optimizer of a case whose method, of its settings, stands before the base."""
+    return lambda case, problem: optax.chain(
+        transformation(case["hyper"]), base_optimizer(case["base_optimizer"])
+    )
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("usam"))
-def test_usam(case, problem):
-    tx = optax.chain(samax.usam(case["hyper"]["rho"]), base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
-
-
-@pytest.mark.parametrize(("case", "problem"), golden_cases("asam"))
-def test_asam(case, problem):
+def asam(case, problem):
     hyper = case["hyper"]
     scaled = hyper.get("scaled_params", "all")
     mask = None if scaled == "all" else samax.weights_only
     if mask is not None:
         marks = mask(dict.fromkeys(problem["init"], 0.0))
         assert [name for name, marked in marks.items() if marked] == scaled
-    asam = samax.asam(hyper["rho"], t0=hyper.get("eta", 0.0), scaled=mask, eps=hyper["eps"])
-    tx = optax.chain(asam, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
+    method = samax.asam(hyper["rho"], t0=hyper.get("eta", 0.0), scaled=mask, eps=hyper["eps"])
+    return optax.chain(method, base_optimizer(case["base_optimizer"]))
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("vasso"))
-def test_vasso(case, problem):
-    hyper = case["hyper"]
-    vasso = samax.vasso(hyper["rho"], hyper["theta"], eps=hyper["eps"])
-    tx = optax.chain(vasso, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
-
-
-@pytest.mark.parametrize(("case", "problem"), golden_cases("gsam"))
-def test_gsam(case, problem):
+def gsam(case, problem):
     hyper = case["hyper"]
     rho, rate = hyper["rho"], None
     if "aux_per_step" in case:
         radii = jnp.array([step["rho"] for step in case["aux_per_step"]])
         rates = jnp.array([step["lr"] for step in case["aux_per_step"]])
         rho, rate = (lambda step: radii[step]), (lambda step: rates[step])
-    gsam = samax.gsam(rho, hyper["alpha"], eps=hyper["eps"])
-    tx = optax.chain(gsam, base_optimizer(case["base_optimizer"], rate))
-    assert largest_error(case, problem, tx) < TOLERANCE
+    method = samax.gsam(rho, hyper["alpha"], eps=hyper["eps"])
+    return optax.chain(method, base_optimizer(case["base_optimizer"], rate))
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("wsam"))
-def test_wsam(case, problem):
+def decoupled_wsam(case, problem):
     hyper, config = case["hyper"], case["base_optimizer"]
     assert hyper["decouple"]
     assert hyper["max_norm"] is None
-    odds = hyper["gamma"] / (1 - hyper["gamma"])
+    rho, gamma, eps = hyper["rho"], hyper["gamma"], hyper["eps"]
     optimizer, rate = base_optimizer(config), config["lr"]
-    plain_sgd = config["name"] == "sgd" and not config["momentum"]
     if hyper["adaptive"]:
-        asam = samax.asam(hyper["rho"], t0=0.0, eps=hyper["eps"])
-        tx = samax.decoupled(asam, optimizer, rate, odds)
-    else:
-        tx = samax.decoupled_wsam(
-            optimizer, rate, rho=hyper["rho"], gamma=hyper["gamma"], eps=hyper["eps"]
-        )
-    assert largest_error(case, problem, tx) < TOLERANCE
-    if not hyper["adaptive"]:
-        coupled = samax.wsam(hyper["rho"], hyper["gamma"], eps=hyper["eps"])
-        error = largest_error(case, problem, optax.chain(coupled, optimizer))
-        # The two forms are one for plain SGD, and only for it.
-        assert (error < TOLERANCE) == plain_sgd
+        ascent = samax.asam(rho, t0=0.0, eps=eps)
+        return samax.decoupled(ascent, optimizer, rate, gamma / (1 - gamma))
+    return samax.decoupled_wsam(optimizer, rate, rho=rho, gamma=gamma, eps=eps)
 
 
-def balancing_options(case, problem):
-    """Learning rate, strength and groups of a norm-balancing case: all leaves are one group."""
-    hyper, alpha = case["hyper"], case["hyper"]["alpha"]
-    if hyper["schedule"] != "constant":
-        strengths = jnp.array([step["alpha"] for step in case["aux_per_step"]])
-        alpha = lambda step: strengths[step]
-    groups = dict.fromkeys(problem["init"], "all")
-    return {"learning_rate": case["base_optimizer"]["lr"], "alpha": alpha, "groups": groups}
+def balancing(method, *names):
+    def build(case, problem):
+        hyper = case["hyper"]
+        options = {name: hyper[name] for name in names} | {"alpha": hyper["alpha"]}
+        if hyper["schedule"] != "constant":
+            strengths = jnp.array([step["alpha"] for step in case["aux_per_step"]])
+            options["alpha"] = lambda step: strengths[step]
+        config, groups = case["base_optimizer"], dict.fromkeys(problem["init"], "all")
+        base = base_optimizer(config)
+        return method(base, learning_rate=config["lr"], groups=groups, **options)
 
-
-@pytest.mark.parametrize(("case", "problem"), golden_cases("nbar", "obar", "das", "das_tnn"))
-def test_norm_balancing(case, problem):
-    options = balancing_options(case, problem)
-    method = case["id"].split("_")[0]
-    if method == "das":
-        options |= {"norm_power": case["hyper"]["norm_power"], "eps": case["hyper"]["eps"]}
-    wrap = {"nbar": samax.nbar, "obar": samax.obar, "das": samax.das}[method]
-    tx = wrap(base_optimizer(case["base_optimizer"]), **options)
-    assert largest_error(case, problem, tx) < TOLERANCE
+    return build
 
 
 def recorded_distribution(case, problem):
@@ -125,26 +90,14 @@ def recorded_distribution(case, problem):
     return distribution
 
 
-@pytest.mark.parametrize("unroll", [None, 1])
-@pytest.mark.parametrize(("case", "problem"), golden_cases("isam", "frosam"))
-def test_universal_class(case, problem, unroll):
+def universal(case, problem, unroll=None):
     hyper = case["hyper"]
-    method = {"trace": samax.trace_sam, "det": samax.det_sam, None: samax.frob_sam}
-    method = method[hyper.get("setting")]
+    methods = {"trace": samax.trace_sam, "det": samax.det_sam, None: samax.frob_sam}
     sampling = samax.Sampling(
         recorded_distribution(case, problem), hyper["n_samples"], unroll=unroll
     )
-    universal = method(hyper["rho"], lam=hyper["lam"], sampling=sampling)
-    tx = optax.chain(universal, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
-
-
-@pytest.mark.parametrize(("case", "problem"), golden_cases("stale"))
-def test_stale_sam(case, problem):
-    hyper = case["hyper"]
-    base = base_optimizer(case["base_optimizer"])
-    tx = samax.stale_sam(base, hyper["rho"], eps=hyper["eps"])
-    assert largest_error(case, problem, tx) < TOLERANCE
+    method = methods[hyper.get("setting")](hyper["rho"], lam=hyper["lam"], sampling=sampling)
+    return optax.chain(method, base_optimizer(case["base_optimizer"]))
 
 
 def decay_after_the_step(strength):
@@ -154,8 +107,7 @@ def decay_after_the_step(strength):
     )
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("msam"))
-def test_msam(case, problem):
+def msam(case, problem, at=None):
     hyper, config = case["hyper"], case["base_optimizer"]
     if config["name"] == "sgd":
         # With the momentum 0 too, whose buffer is the gradient.
@@ -164,64 +116,111 @@ def test_msam(case, problem):
     else:
         base = base_optimizer(config | {"name": "adam", "weight_decay": 0.0})
         base = optax.chain(base, decay_after_the_step(config["lr"] * config["weight_decay"]))
-    perturbed = hyper["weight_decay_at"] == "perturbed"
-    tx = samax.msam(base, hyper["rho"], decay_perturbed=perturbed, eps=hyper["eps"])
-    assert largest_error(case, problem, tx) < TOLERANCE
-    if perturbed and config["weight_decay"]:
-        tx = samax.msam(base, hyper["rho"], eps=hyper["eps"])
-        assert largest_error(case, problem, tx) > 1e-5
+    perturbed = (at or hyper["weight_decay_at"]) == "perturbed"
+    return samax.msam(base, hyper["rho"], decay_perturbed=perturbed, eps=hyper["eps"])
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("friendlysam"))
-def test_friendly_sam(case, problem):
-    hyper = case["hyper"]
-    friendly = samax.friendly_sam(hyper["rho"], hyper["sigma"], hyper["lmbda"], eps=hyper["eps"])
-    tx = optax.chain(friendly, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
+def stale_sam(case, problem):
+    base = base_optimizer(case["base_optimizer"])
+    return samax.stale_sam(base, case["hyper"]["rho"], eps=case["hyper"]["eps"])
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("stablesam"))
-def test_stable_sam(case, problem):
-    hyper = case["hyper"]
+def stable_sam(hyper):
     if hyper["normalized"]:
-        stable = samax.stable_sam(hyper["rho"], eps=hyper["eps_perturb"])
-    else:
-        rule = samax.match_clean_norm(hyper["eps_scale"])
-        stable = samax.sharpness_aware(samax.scale_by_rho(hyper["rho"]), rule)
-    tx = optax.chain(stable, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
+        return samax.stable_sam(hyper["rho"], eps=hyper["eps_perturb"])
+    rule = samax.match_clean_norm(hyper["eps_scale"])
+    return samax.sharpness_aware(samax.scale_by_rho(hyper["rho"]), rule)
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("sagm"))
-def test_sagm(case, problem):
-    hyper = case["hyper"]
-    eps = hyper.get("eps", 1e-12)
-    sagm = samax.sagm(hyper["rho"], hyper["alpha"], eps=eps)
-    if hyper["adaptive"]:
-        scale = samax.scale_by_abs_params()
-        ascent = samax.scale_to_norm_less(hyper["rho"], hyper["alpha"], eps)
-        sagm = samax.sharpness_aware(optax.chain(scale, ascent, scale), samax.weighted(0.5))
-    tx = optax.chain(sagm, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
+def sagm(hyper):
+    rho, alpha, eps = hyper["rho"], hyper["alpha"], hyper.get("eps", 1e-12)
+    if not hyper["adaptive"]:
+        return samax.sagm(rho, alpha, eps=eps)
+    scale = samax.scale_by_abs_params()
+    ascent = optax.chain(scale, samax.scale_to_norm_less(rho, alpha, eps), scale)
+    return samax.sharpness_aware(ascent, samax.weighted(0.5))
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("looksam_global"))
-def test_looksam(case, problem):
-    hyper = case["hyper"]
-    looksam = samax.looksam(hyper["rho"], hyper["k"], hyper["alpha"], eps=hyper["eps_perturb"])
-    tx = optax.chain(looksam, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
+def where_steep(hyper):
+    options = {name: hyper[name] for name in ("decay", "lambda1", "lambda2")}
+    policy = samax.where_steep(hyper["total_steps"], **options)
+    return samax.occasionally(samax.sam(hyper["rho"]), policy)
 
 
-@pytest.mark.parametrize(("case", "problem"), golden_cases("aesam"))
-def test_where_steep(case, problem):
-    hyper = case["hyper"]
-    policy = samax.where_steep(
-        hyper["total_steps"],
-        decay=hyper["decay"],
-        lambda1=hyper["lambda1"],
-        lambda2=hyper["lambda2"],
-    )
-    aesam = samax.occasionally(samax.sam(hyper["rho"]), policy)
-    tx = optax.chain(aesam, base_optimizer(case["base_optimizer"]))
-    assert largest_error(case, problem, tx) < TOLERANCE
+# How each file's settings are written with samax.
+BUILDERS = {
+    "sam": before(lambda h: samax.sam(h["rho"], eps=h["eps"])),
+    "usam": before(lambda h: samax.usam(h["rho"])),
+    "asam": asam,
+    "vasso": before(lambda h: samax.vasso(h["rho"], h["theta"], eps=h["eps"])),
+    "gsam": gsam,
+    "wsam": decoupled_wsam,
+    "friendlysam": before(
+        lambda h: samax.friendly_sam(h["rho"], h["sigma"], h["lmbda"], eps=h["eps"])
+    ),
+    "stablesam": before(stable_sam),
+    "sagm": before(sagm),
+    "looksam_global": before(
+        lambda h: samax.looksam(h["rho"], h["k"], h["alpha"], eps=h["eps_perturb"])
+    ),
+    "aesam": before(where_steep),
+    "stale": stale_sam,
+    "msam": msam,
+    "isam": universal,
+    "frosam": universal,
+    "nbar": balancing(samax.nbar),
+    "obar": balancing(samax.obar),
+    "das": balancing(samax.das, "norm_power", "eps"),
+    "das_tnn": balancing(samax.das, "norm_power", "eps"),
+}
+FILES = sorted({file for method in METHODS.values() for file in method.golden})
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("file", "case", "problem"),
+    [
+        pytest.param(file, *values.values, id=values.id)
+        for file in FILES
+        for values in golden_cases(file)
+    ],
+)
+def test_the_trajectory(file, case, problem):
+    assert largest_error(case, problem, BUILDERS[file](case, problem)) < TOLERANCE
+
+
+def test_every_method_is_checked_against_something():
+    """A golden file or a version in NumPy; and no file lies there unused."""
+    recipes = {name for name in METHODS if name in samax.__all__}
+    parts = {"alternating", "m_sharpness", "one_gradient", "stochastic_rounding", "weighted"}
+    unchecked = {n for n in recipes if not (METHODS[n].golden or METHODS[n].reference)}
+    assert unchecked == parts
+    for method in METHODS.values():
+        assert method.reference is None or callable(getattr(test_reference, method.reference))
+    folder = Path(__file__).parents[1] / "golden"
+    used = {file.stem.removeprefix("golden_") for file in folder.glob("golden_*.json")}
+    assert used == set(FILES)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("case", "problem"), golden_cases("isam", "frosam"))
+def test_the_universal_class_in_a_loop(case, problem):
+    assert largest_error(case, problem, universal(case, problem, unroll=1)) < TOLERANCE
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("case", "problem"), golden_cases("wsam"))
+def test_the_two_forms_of_wsam_are_one_for_plain_sgd_alone(case, problem):
+    hyper, config = case["hyper"], case["base_optimizer"]
+    if not hyper["adaptive"]:
+        coupled = samax.wsam(hyper["rho"], hyper["gamma"], eps=hyper["eps"])
+        error = largest_error(case, problem, optax.chain(coupled, base_optimizer(config)))
+        plain_sgd = config["name"] == "sgd" and not config["momentum"]
+        assert (error < TOLERANCE) == plain_sgd
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("case", "problem"), golden_cases("msam"))
+def test_msam_decays_at_the_perturbed_point_only_where_told(case, problem):
+    if case["hyper"]["weight_decay_at"] == "perturbed" and case["base_optimizer"]["weight_decay"]:
+        assert largest_error(case, problem, msam(case, problem, at="unperturbed")) > 1e-5

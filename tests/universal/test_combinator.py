@@ -19,7 +19,7 @@ assert_trees_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6)
 # Random signs compile faster than normal draws, and most tests do not care.
 signs = functools.partial(samax.Sampling, samax.rademacher)
 normal = functools.partial(samax.Sampling, samax.gaussian)
-METHODS = {
+INSTANCES = {
     "trace": samax.trace_sam(0.1, sampling=signs(2)),
     "frob": samax.frob_sam(0.1, lam=0.1, sampling=signs(2)),
     "det": samax.det_sam(0.5, sampling=signs(2)),
@@ -229,9 +229,9 @@ class TestStreaming:
 
 
 class TestKeys:
-    @pytest.mark.parametrize("name", METHODS)
+    @pytest.mark.parametrize("name", INSTANCES)
     def test_a_key_gives_one_series_of_different_samples(self, name):
-        tx, params = METHODS[name], start()
+        tx, params = INSTANCES[name], start()
         first, state = run_once(tx, params)
         again, _ = run_once(tx, params)
         assert_trees_close(first, again, rtol=0)
@@ -345,11 +345,11 @@ class TestTransforms:
 
 
 class TestNumerics:
-    @pytest.mark.parametrize("name", METHODS)
+    @pytest.mark.parametrize("name", INSTANCES)
     def test_low_precision(self, name):
         dtype = jnp.bfloat16
         loss = lambda p: loss_fn(jax.tree.map(lambda x: x.astype(jnp.float32), p))
-        tx, params = METHODS[name], start(dtype)
+        tx, params = INSTANCES[name], start(dtype)
         updates, state = run_once(tx, params, loss=loss)
         assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
         assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
@@ -365,18 +365,18 @@ class TestNumerics:
         )
 
     @pytest.mark.usefixtures("x64")
-    @pytest.mark.parametrize("name", METHODS)
+    @pytest.mark.parametrize("name", INSTANCES)
     def test_float64(self, name):
-        updates, state = run_once(METHODS[name], start(jnp.float64))
+        updates, state = run_once(INSTANCES[name], start(jnp.float64))
         assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float64)}
         assert optax.tree.get(state, "count").dtype == jnp.int32
 
-    @pytest.mark.parametrize("name", METHODS)
+    @pytest.mark.parametrize("name", INSTANCES)
     def test_a_zero_gradient(self, name):
         """At a stationary point the regularizer alone moves, and nothing is NaN."""
         params, flat = {"w": jnp.zeros(3), "b": jnp.zeros(())}, lambda p: 0.0 * p["w"].sum()
         for loss in (loss_fn, flat):
-            updates, _ = run_once(METHODS[name], params, loss=loss)
+            updates, _ = run_once(INSTANCES[name], params, loss=loss)
             assert np.all(np.isfinite(np.append(updates["w"], updates["b"])))
         np.testing.assert_array_equal(updates["w"], 0.0)
 
