@@ -12,7 +12,6 @@ import samax.flatness.plots
 import samax.flax
 
 ROOT = Path(__file__).parents[2]
-API = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
 
 
 def _hook(name):
@@ -23,7 +22,7 @@ def _hook(name):
     return module
 
 
-generated, rendering = _hook("generated"), _hook("rendering")
+generated, reference, rendering = map(_hook, ("generated", "reference", "rendering"))
 
 
 def _public(module):
@@ -34,13 +33,26 @@ def _public(module):
     }
 
 
-def test_every_public_name_has_its_place_in_the_reference():
-    documented = set(re.findall(r"^::: (\S+)$", API, re.MULTILINE))
+def test_every_public_name_is_on_one_page_of_the_reference_and_in_its_index():
+    pages = reference.pages()
+    index = pages.pop("index")
+    documented = re.findall(r"^::: (\S+)$", "\n".join(pages.values()), re.MULTILINE)
     wanted = {f"{m.__name__}.{name}" for m in (samax, samax.flatness) for name in m.__all__}
     wanted = wanted.union(*map(_public, (samax.flax, samax.flatness.plots)))
-    assert documented == wanted
-    listed = set(re.findall(r"`(samax\.[\w.]+)`", API[API.index("| page | names |") :]))
-    assert wanted <= listed
+    assert sorted(documented) == sorted(wanted)
+    rows = re.findall(r"^\| \[`(\S+)`\]\[samax\.(\S+)\] \| (\S.*\.) \|$", index, re.MULTILINE)
+    assert sorted(f"samax.{label}" for label, _, _ in rows) == sorted(wanted)
+    assert all(label == name for label, name, _ in rows)
+    assert ("sam", "sam", "Sharpness-aware minimization.") in rows
+
+
+def test_a_new_module_has_its_page_without_being_named():
+    assert reference.page_of("samax._methods.tomorrow") == "methods"
+    assert reference.page_of("samax._core.tomorrow") == "parts"
+    assert reference.page_of("samax._methods.msam") == "cheaper"
+    assert reference.page_of("samax.flatness.tomorrow") == "flatness"
+    with pytest.raises(ValueError, match=r"module='samax\.tomorrow'.*PAGES"):
+        reference.page_of("samax.tomorrow")
 
 
 def test_links_lead_to_the_sites_own_pages():
