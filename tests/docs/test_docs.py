@@ -1,6 +1,7 @@
 """The documentation's site: every name has its page, and what the hooks do to pages."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -134,6 +135,19 @@ def test_notebooks_are_executed_and_name_no_machine():
         for words in ("/home/", "/root/", "/tmp/", "Traceback", "Warning"):
             assert words not in text, f"{path.name}: {words}"
     assert sum(path.stat().st_size for path in paths) < 3_000_000
+
+
+def test_notebooks_import_no_other_package_of_ours():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", code, re.MULTILINE)
+        assert "samax" in imported
+        assert {name.split(".")[0] for name in imported} & {
+            "benchmarks",
+            "notebooks",
+            "tests",
+        } == set()
 
 
 def test_math_becomes_mathml():
