@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
     path: str  # As users write it
     module: str  # Where it is defined
-    place: tuple[bool, int]  # In its module: functions first, then classes
+    place: tuple[bool, bool, int]  # In its module: its namesake, other functions, classes
     summary: str
 
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 PAGES = {
     "methods": Page(
         "SAM and its relatives",
-        "A file a paper: the method, and the parts that the paper adds. Put a method first in "
+        "Each section is a paper: the method, and the parts that it adds. Put a method first in "
         "`optax.chain`.",
         ("samax._methods",),
     ),
@@ -112,8 +112,10 @@ def on_files(files: Any, config: Any) -> Any:
     """Adds the pages."""
     from mkdocs.structure.files import File
 
-    for name, content in pages().items():
-        files.append(File.generated(config, f"api/{name}.md", content=content))
+    # A search for a name shows its entry before the pages that use it.
+    head = "---\nsearch: { boost: 8 }\n---\n\n"
+    for name, text in pages().items():
+        files.append(File.generated(config, f"api/{name}.md", content=head + text))
     return files
 
 
@@ -132,7 +134,7 @@ def pages() -> dict[str, str]:
         modules = list(dict.fromkeys(entry.module for entry in mine))
         modules.sort(key=lambda module: _claim(page, module)[1])  # else in the order of imports
         text = [f"# {page.title}", page.text]
-        rows = ["| name | what it is |", "| --- | --- |"]
+        rows = ["| name | |", "| --- | --- |"]
         for module in modules:
             text.append(f"## {_first_line(_tree(module)).removesuffix('.')}")
             for entry in sorted((e for e in mine if e.module == module), key=lambda e: e.place):
@@ -171,7 +173,8 @@ def entries() -> list[Entry]:
 def _entry(package: str, module: str, name: str) -> Entry:
     for index, node in enumerate(_tree(module).body):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            place = (isinstance(node, ast.ClassDef), index)
+            is_class, is_other = isinstance(node, ast.ClassDef), not module.endswith(f".{name}")
+            place = (is_class, is_other, index)
             return Entry(f"{package}.{name}", module, place, _first_line(node))
     raise ValueError(f"{package}.{name} is neither a function nor a class of {module}")
 

@@ -111,6 +111,13 @@ def test_the_navigation_names_what_there_is():
     }
 
 
+def test_search_finds_names_by_their_parts():
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    separator = re.search(r"separator: '(.*?)'", config)[1]
+    words = re.split(separator, "samax.friendly_sam(rho=0.05)")
+    assert words == ["samax", "friendly", "sam", "rho", "0.05", ""]
+
+
 def test_names_of_samax_become_links_but_in_code_and_headings():
     linked = rendering.linked
     assert linked("<p><code>samax.sam(rho=0.1)</code></p>") == (
@@ -123,6 +130,15 @@ def test_names_of_samax_become_links_but_in_code_and_headings():
         "<code>optax.sgd</code>",
     ):
         assert linked(kept) == kept
+
+
+def test_cells_of_tables_know_the_head_of_their_column():
+    head = "<thead><tr><th>a <code>b</code></th><th>c</th></tr></thead>"
+    table = f"<table>{head}<tbody><tr><td>1</td><td style='x'>2</td></tr></tbody></table>"
+    assert rendering.labelled(f"<p>{table}<td>") == (
+        f'<p><table>{head}<tbody><tr><td data-label="a b">1</td>'
+        "<td data-label=\"c\" style='x'>2</td></tr></tbody></table><td>"
+    )
 
 
 def test_notebooks_are_executed_and_name_no_machine():
