@@ -79,3 +79,9 @@ def test_a_table_of_results_has_one_home():
     # These two pages show the rows of their methods beside them.
     excerpts = {"ascents.md", "weights.md"}
     assert {row: pages for row, pages in homes.items() if len(pages - excerpts) > 1} == {}
+
+
+def test_the_readme_is_a_page():
+    text = re.sub(r"^```.*?^```$", "", PAGES[0].read_text(encoding="utf-8"), flags=re.M | re.S)
+    prose = re.sub(r"\]\(\S*\)", "]", re.sub(r"^[|!].*$", "", text, flags=re.M))
+    assert len(prose.split()) <= 350
