@@ -56,6 +56,19 @@ def test_a_new_module_has_its_page_without_being_named():
         reference.page_of("samax.tomorrow")
 
 
+def test_every_file_of_methods_has_its_line_in_a_table():
+    pages = [ROOT / "README.md", *(ROOT / "docs" / "methods").glob("*.md")]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    tables = "\n".join(line for line in lines if line.startswith("|"))
+    named = {
+        entry.module
+        for entry in reference.entries()
+        if re.search(rf"`(samax\.)?{entry.path.rsplit('.')[-1]}\b", tables)
+    }
+    files = (ROOT / "samax" / "_methods").glob("[a-z]*.py")
+    assert {f"samax._methods.{path.stem}" for path in files} <= named
+
+
 def test_links_lead_to_the_sites_own_pages():
     led = generated.led_to_site
     assert led("[a](docs/lora.md#x)", "README.md") == "[a](lora.md#x)"
