@@ -32,8 +32,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
             "language_info": {"name": "python"},
         }
     )
-    # From the checkout's root, so that `benchmarks` is found as in the tests.
-    resources = {"metadata": {"path": str(FOLDER.parent)}}
+    # From the folder of this process, where the kernel's sockets are.
+    resources = {"metadata": {"path": "."}}
     client = NotebookClient(notebook, timeout=600, resources=resources, coalesce_streams=True)
     client.create_kernel_manager().transport = "ipc"  # needs no port
     client.execute()

@@ -7,7 +7,6 @@ convolution's kernel is a tensor of shape ``(i_1, i_2, i_3, size * size, o_1, o_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -131,21 +130,18 @@ class TensorizedConv(nnx.Module):
         *,
         format: str,
         rank: int,
-        in_factors: Sequence[int] | None = None,
-        out_factors: Sequence[int] | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         """Draws the cores such that the kernel has the variance of ``layers.conv``'s.
 
-        The channels are factorized by ``factorize`` where no factors are given; the padding is
-        ``size // 2``, and the kernel is reconstructed in float32.
+        The channels are factorized by ``factorize``; the padding is ``size // 2``, and the kernel
+        is reconstructed in float32.
 
         Raises:
-            ValueError: If the factors' product is not the number of channels, or a core is invalid.
+            ValueError: If ``format`` or ``rank`` is invalid.
         """
-        inputs = _factors("in", in_features, in_factors)
-        outputs = _factors("out", out_features, out_factors)
+        inputs, outputs = factorize(in_features), factorize(out_features)
         self.kernel = TensorProduct(
             (*inputs, size * size, *outputs),
             format=format,
@@ -187,23 +183,22 @@ class TensorizedLinear(nnx.Module):
         *,
         format: str,
         rank: int,
-        in_factors: Sequence[int] | None = None,
-        out_factors: Sequence[int] | None = None,
         rngs: nnx.Rngs,
     ):
         """Draws the cores such that the weight has the variance of ``nnx.Linear``'s.
 
-        The inputs are factorized by ``factorize`` where no factors are given, the outputs not at
-        all, since these are classes.
+        The inputs are factorized by ``factorize``, the outputs not at all, since these are classes.
 
         Raises:
-            ValueError: If the factors' product is not the number of features, or a core is invalid.
+            ValueError: If ``format`` or ``rank`` is invalid.
         """
-        inputs = _factors("in", in_features, in_factors)
-        outputs = _factors("out", out_features, out_factors or (out_features,))
         variance = 1 / in_features  # LeCun
         self.kernel = TensorProduct(
-            (*inputs, *outputs), format=format, rank=rank, variance=variance, rngs=rngs
+            (*factorize(in_features), out_features),
+            format=format,
+            rank=rank,
+            variance=variance,
+            rngs=rngs,
         )
         self.bias = nnx.Param(jnp.zeros(out_features))
         self.shape = (in_features, out_features)
@@ -215,14 +210,3 @@ class TensorizedLinear(nnx.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps ``(..., in_features)`` to ``(..., out_features)``."""
         return inputs @ self.dense_kernel() + self.bias[...]
-
-
-def _factors(side: str, features: int, factors: Sequence[int] | None) -> tuple[int, ...]:
-    if factors is None:
-        return factorize(features)
-    if math.prod(factors) != features:
-        raise ValueError(
-            f"{side}_factors={tuple(factors)} multiply to {math.prod(factors)}; "
-            f"they must multiply to {side}_features={features}"
-        )
-    return tuple(factors)

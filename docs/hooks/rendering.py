@@ -1,6 +1,7 @@
 """What is done to the rendered pages: math becomes MathML, names of samax become links.
 
-A number also stays on one line with its error.
+A number also stays on one line with its error, a figure opens in full size, and the cells of a
+table know their column's head, which narrow screens show beside them.
 
 MathML is made here and drawn by the browser itself, with a font of the site's own: reading a page
 needs no script and no other server, as KaTeX and MathJax do unless they are copied into the site.
@@ -22,6 +23,8 @@ _NAME = re.compile(
     r"|<code>(?P<name>samax\.[a-z_.]*[A-Za-z_]+)(?P<call>\([^<]*\))?</code>",
     re.DOTALL,
 )
+_FIGURE = re.compile(r'<img\b[^>]*\bsrc="([^"]+)"[^>]*>')
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 _log = logging.getLogger("mkdocs.hooks.rendering")
 
 
@@ -36,7 +39,9 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
             _log.warning("%s: a command is not known in the formula %r", page.file.src_uri, tex)
         return mathml
 
-    return linked(_MATH.sub(render, content)).replace(" ± ", "&nbsp;±&nbsp;")
+    content = labelled(linked(_MATH.sub(render, content)))
+    content = _FIGURE.sub(r'<a href="\1">\g<0></a>', content)
+    return content.replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def to_mathml(tex: str, *, block: bool) -> str:
@@ -62,3 +67,19 @@ def linked(content: str) -> str:
         return f'<autoref identifier="{name}" optional><code>{name}{call}</code></autoref>'
 
     return _NAME.sub(link, content)
+
+
+def labelled(content: str) -> str:
+    """Writes the head of its column to each cell of the tables."""
+
+    def label(match: re.Match[str]) -> str:
+        heads = re.findall(r"<th[^>]*>(.*?)</th>", match[0], re.DOTALL)
+        texts = [html.escape(re.sub("<[^>]*>", "", head)) for head in heads]
+        rows = match[0].split("<tr>")
+        for index, row in enumerate(rows):
+            cells = row.split("<td")
+            labels = [f'<td data-label="{text}"' for text in texts]
+            rows[index] = cells[0] + "".join(map("".join, zip(labels, cells[1:], strict=False)))
+        return "<tr>".join(rows)
+
+    return _TABLE.sub(label, content)

@@ -83,7 +83,7 @@ def balanced(
         a schedule is at some step.
 
     Examples:
-      A rule of one's own, in three lines: pull the norms together by their ratio to the mean.
+      A rule of your own, in three lines: pull the norms together by their ratio to the mean.
 
       >>> import jax.numpy as jnp, optax, samax
       >>> def towards_the_mean(params_sq, grads_sq):

@@ -72,7 +72,7 @@ def alternating(chain: optax.GradientTransformation) -> optax.GradientTransforma
       An optimizer.
 
     Raises:
-      TypeError: if `chain` is no transformation.
+      TypeError: if `chain` is not a transformation.
       ValueError: in `update`, if the chain evaluates no gradient, or several (`steps=2`), or needs
         `ascend=` and does not get it.
 

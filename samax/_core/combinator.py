@@ -74,7 +74,7 @@ def sharpness_aware(
     gradients, the state and the parameters, exactly one of
 
     - `value_fn(params, ...) -> loss`, a pure function, differentiated here;
-    - `grad_fn(params, ...) -> grads`, a gradient pipeline of one's own;
+    - `grad_fn(params, ...) -> grads`, a gradient pipeline of your own;
     - `value_and_grad_fn(params, ...) -> (loss, grads)`;
 
     and optionally `value`, the clean loss. The function receives those of `update`'s other extra
@@ -109,12 +109,12 @@ def sharpness_aware(
         `optax.tree.get(state, "perturbed_loss")`.
 
     Returns:
-      A transformation to stand first in the chain, or behind what the ascent shall see too.
+      A transformation to stand first in the chain, or after what the ascent should see too.
 
     Raises:
       ValueError: if `steps` is below 1; in `update`, if `params` or the function is missing, two
         functions are passed, or a pytree differs from the parameters'.
-      TypeError: if a part is no transformation; in `init` and `update`, if a leaf is no real
+      TypeError: if a part is not a transformation; in `init` and `update`, if a leaf is not a real
         floating-point array or masked from outside, or a function returns an auxiliary output.
 
     Examples:

@@ -44,7 +44,7 @@ def weighted(weight: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
 
 
 def rule(fn: Callable[..., optax.Updates]) -> optax.GradientTransformationExtraArgs:
-    r"""A descent of one's own from a function of the two gradients.
+    r"""A descent of your own from a function of the two gradients.
 
     $$ (g, \tilde g) \mapsto \mathrm{fn}(g, \tilde g) $$
 
@@ -58,7 +58,7 @@ def rule(fn: Callable[..., optax.Updates]) -> optax.GradientTransformationExtraA
       A descent rule without a state.
 
     Raises:
-      TypeError: if `fn` is no function; in `update`, if it fails on pytrees.
+      TypeError: if `fn` is not a function; in `update`, if it fails on pytrees.
       ValueError: in `update`, if it names what is not known there, or its direction is another
         pytree than the gradient.
 

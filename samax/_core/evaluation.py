@@ -3,7 +3,7 @@
 A part of samax that evaluates takes, among the extra arguments of `update`, exactly one of
 
 - `value_fn(params, ...) -> loss`, a pure function, differentiated here;
-- `grad_fn(params, ...) -> grads`, a gradient pipeline of one's own;
+- `grad_fn(params, ...) -> grads`, a gradient pipeline of your own;
 - `value_and_grad_fn(params, ...) -> (loss, grads)`;
 
 and calls it with those of the other extra arguments that it names, as Optax's line searches do.

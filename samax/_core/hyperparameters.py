@@ -67,7 +67,7 @@ def probe_schedule(name: str, value: ScalarOrSchedule) -> None:
 
     Raises:
       ValueError: if the schedule is negative or not finite at a probed step.
-      TypeError: if it is no schedule of scalars.
+      TypeError: if it is not a schedule of scalars.
     """
     if not callable(value):
         return

@@ -50,8 +50,8 @@ def m_sharpness(
       A transformation from the gradient to the mean of the groups' directions.
 
     Raises:
-      ValueError: if a number is below 1; in `update`, if there is no batch, its size is no multiple
-        of `num_groups`, or there is not exactly one function.
+      ValueError: if a number is below 1; in `update`, if there is no batch, its size is not a
+        multiple of `num_groups`, or there is not exactly one function.
       TypeError: if `transformation` is none; in `update`, if the function does not name `batch`.
 
     References:

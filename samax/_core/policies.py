@@ -69,7 +69,7 @@ def from_step(start: int) -> Policy:
 
     Raises:
       ValueError: if `start` is negative.
-      TypeError: if it is no Python int.
+      TypeError: if it is not a Python int.
 
     References:
       Zhou et al., Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training,
@@ -91,7 +91,7 @@ def until_step(end: int) -> Policy:
 
     Raises:
       ValueError: if `end` is negative.
-      TypeError: if it is no Python int.
+      TypeError: if it is not a Python int.
     """
     check_count("end", end, low=0)
     return _counting(lambda count: count < end)
@@ -108,7 +108,7 @@ def every(k: int) -> Policy:
 
     Raises:
       ValueError: if `k` is below 1.
-      TypeError: if it is no Python int.
+      TypeError: if it is not a Python int.
     """
     check_count("k", k)
     return _counting(lambda count: count % k == 0)

@@ -22,7 +22,7 @@ def value_and_grad(
        d = \nabla L\left(w + \rho \, \frac{g}{\lVert g \rVert}\right) \text{ for SAM} $$
 
     The one line to change where a trainer takes gradients: Flax's `TrainState`,
-    `optax.MultiSteps`, a loop of one's own. Value and auxiliary output are those of the clean pass.
+    `optax.MultiSteps`, a loop of your own. Value and auxiliary output are those of the clean pass.
     All arguments, random keys among them, are passed to both passes, which so draw the same dropout
     masks. Clipping, weight decay and the base optimizer are the trainer's, as before. The price is
     a second gradient. For a Flax NNX model, which changes when it is called, use
@@ -31,7 +31,7 @@ def value_and_grad(
     Args:
       loss_fn: `loss_fn(params, *args, **kwargs) -> loss`, or a pair `(loss, aux)`.
       method: `samax.sam(0.05)` or another method that keeps no state between steps: `usam`, `asam`,
-        `wsam` and `gsam` with numbers for their hyper-parameters, or a composition of one's own.
+        `wsam` and `gsam` with numbers for their hyper-parameters, or a composition of your own.
         Without the optimizer, which stays where it is.
       argnums: which of the positional arguments are the parameters; of several the perturbation is
         one, with the norm over all.

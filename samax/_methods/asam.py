@@ -50,7 +50,7 @@ def asam(
     mask: Mask | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adaptive SAM: the neighbourhood scales with the parameters, and so does not see rescaling.
+    r"""Adaptive SAM: the neighbourhood scales with the parameters, so rescaling has no effect.
 
     $$ \tilde g = \nabla L\left(w + \rho \, \frac{T_w^2 g}{\lVert T_w g \rVert}\right), \qquad
        T_w = |w| + t_0 $$

@@ -45,7 +45,7 @@ def msam(
       An optimizer; its state is one copy of the parameters more than the base optimizer's.
 
     Raises:
-      TypeError: if `optimizer` is no transformation.
+      TypeError: if `optimizer` is not a transformation.
       ValueError: if `rho` or `eps` is negative or not finite; in `init`, if the optimizer has no
         momentum of all parameters, or several.
 

@@ -57,7 +57,7 @@ def sagm(
     mask: Mask | None = None,
     track: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Sharpness-aware gradient matching: both gradients, the perturbed one from a bit downhill.
+    r"""Sharpness-aware gradient matching: both gradients, the perturbed one a little downhill.
 
     $$ \frac{g + \tilde g}{2}, \qquad
        \tilde g = \nabla L\left(w + \left(\frac{\rho}{\lVert g \rVert} - \alpha\right) g\right) $$

@@ -36,7 +36,7 @@ def stale_sam(
       An optimizer; its state is one copy of the parameters more than the base optimizer's.
 
     Raises:
-      TypeError: if `optimizer` is no transformation.
+      TypeError: if `optimizer` is not a transformation.
       ValueError: if `rho` or `eps` is negative or not finite.
 
     References:

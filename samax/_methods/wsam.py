@@ -1,4 +1,4 @@
-"""WSAM: a weighted sharpness, coupled with the base optimizer or apart from it."""
+"""WSAM: a weighted sharpness, coupled with the base optimizer or decoupled from it."""
 
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ def decoupled(
     learning_rate: ScalarOrSchedule,
     weight: ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps with the base optimizer on the clean gradient, and apart from it on the sharpness.
+    r"""Steps with the base optimizer on the clean gradient, and separately on the sharpness.
 
     $$ w \leftarrow w + \mathrm{optimizer}(g) - \eta_t \lambda_t \, (d - g) $$
 

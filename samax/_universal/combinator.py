@@ -112,14 +112,14 @@ def universal_sam(
     Raises:
       ValueError: if a number is outside its range, or `update` gets no parameters or only a
         `grad_fn`.
-      TypeError: if phi or psi is no function, or `sampling` no `Sampling`.
+      TypeError: if phi or psi is not a function, or `sampling` not a `Sampling`.
 
     References:
       Tahmasebi et al., A Universal Class of Sharpness-Aware Minimization Algorithms, 2024,
       [arXiv 2406.03682](https://arxiv.org/abs/2406.03682)
 
     Examples:
-      A sharpness of one's own. For $v \sim N(0, I)$ the third cumulant of $\frac12 v^\top H v$ is
+      A sharpness of your own. For $v \sim N(0, I)$ the third cumulant of $\frac12 v^\top H v$ is
       $\mathrm{tr} H^3$, the sum of the cubed eigenvalues:
 
       >>> import jax, jax.numpy as jnp, optax, samax

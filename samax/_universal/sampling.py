@@ -45,7 +45,7 @@ class Sampling:
 
     Raises:
       ValueError: if a number is outside its range, or `sharding` does not divide `batch_size`.
-      TypeError: if `distribution` is no function, or `key` is neither a seed nor a key.
+      TypeError: if `distribution` is not a function, or `key` is neither a seed nor a key.
 
     Examples:
       >>> import optax, samax

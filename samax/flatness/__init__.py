@@ -1,7 +1,7 @@
 """What an optimizer found: how flat the loss is around some parameters.
 
-Imported by who asks for it, `from samax import flatness`; its figures, `samax.flatness.plots`, need
-Matplotlib and so are imported on their own.
+`import samax` does not import it: use `from samax import flatness`. Its figures,
+`samax.flatness.plots`, need Matplotlib and so an import of their own.
 """
 
 from samax.flatness.landscape import filter_normalized, loss_line, loss_surface, random_direction

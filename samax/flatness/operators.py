@@ -83,8 +83,8 @@ def hessian_operator(
     $$ v \mapsto H v = \frac{d}{ds} \, \nabla L(w + s v) \Big|_{s = 0} $$
 
     Forward over reverse mode: a product costs about two gradients, and no more memory than one
-    gradient does. Only the program for one batch is compiled, and the data set is gone through on
-    the host, so it need not fit on the device (nor are convolutions put into a loop).
+    gradient does. Only the program for one batch is compiled, and the host iterates over the data
+    set, so it need not fit on the device (and no convolution is put into a loop).
 
     Args:
       loss_fn: `loss_fn(params, batch) -> loss`, the mean over the batch; or `loss_fn(params)`
@@ -97,7 +97,7 @@ def hessian_operator(
       A function from a pytree like the parameters to another, in float32 or wider.
 
     Raises:
-      TypeError: if a leaf is no real floating-point array, or the loss no scalar.
+      TypeError: if a leaf is not a real floating-point array, or the loss not a scalar.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -141,7 +141,7 @@ def gauss_newton_operator(
       A function from a pytree like the parameters to another, in float32 or wider.
 
     Raises:
-      TypeError: if a leaf is no real floating-point array, or the loss no scalar.
+      TypeError: if a leaf is not a real floating-point array, or the loss not a scalar.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -169,7 +169,7 @@ def scaled_operator(operator: Operator, params: optax.Params, t0: Scalar = 0.0) 
     r"""The adaptive form of a curvature: $v \mapsto T H T v$, $T = |w| + t_0$ elementwise.
 
     With $t_0 = 0$ its eigenvalues, trace and norms are invariant under rescaling of the parameters
-    that leaves the loss as it is, which those of H are not.
+    that does not change the loss; those of H are not.
 
     Args:
       operator: H.

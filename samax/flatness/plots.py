@@ -1,6 +1,6 @@
-"""Figures of landscapes and spectra, on Matplotlib axes of one's own.
+"""Figures of landscapes and spectra, on your Matplotlib axes.
 
-Needs `pip install samax[plots]`, and is imported by who asks for it: `import samax.flatness.plots`.
+They need `pip install samax[plots]` and an import of their own: `from samax.flatness import plots`.
 """
 
 from typing import Any

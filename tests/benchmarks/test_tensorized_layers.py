@@ -266,8 +266,6 @@ class TestMisuse:
         [
             ({"format": "tucker"}, r"format='tucker': choose one of cp, tr, tt"),
             ({"rank": 0}, r"rank=0: pass the size of the bonds, 1 or more"),
-            ({"in_factors": (4, 2)}, r"in_factors=\(4, 2\) multiply to 8; .* in_features=16"),
-            ({"out_factors": (3, 3)}, r"out_factors=\(3, 3\) multiply to 9; .* out_features=32"),
         ],
     )
     def test_it_is_one_clear_error(self, settings, message):

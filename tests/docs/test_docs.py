@@ -1,6 +1,7 @@
 """The documentation's site: every name has its page, and what the hooks do to pages."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import samax.flatness.plots
 import samax.flax
 
 ROOT = Path(__file__).parents[2]
-API = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
 
 
 def _hook(name):
@@ -23,7 +23,7 @@ def _hook(name):
     return module
 
 
-generated, rendering = _hook("generated"), _hook("rendering")
+generated, reference, rendering = map(_hook, ("generated", "reference", "rendering"))
 
 
 def _public(module):
@@ -34,13 +34,39 @@ def _public(module):
     }
 
 
-def test_every_public_name_has_its_place_in_the_reference():
-    documented = set(re.findall(r"^::: (\S+)$", API, re.MULTILINE))
+def test_every_public_name_is_on_one_page_of_the_reference_and_in_its_index():
+    pages = reference.pages()
+    index = pages.pop("index")
+    documented = re.findall(r"^::: (\S+)$", "\n".join(pages.values()), re.MULTILINE)
     wanted = {f"{m.__name__}.{name}" for m in (samax, samax.flatness) for name in m.__all__}
     wanted = wanted.union(*map(_public, (samax.flax, samax.flatness.plots)))
-    assert documented == wanted
-    listed = set(re.findall(r"`(samax\.[\w.]+)`", API[API.index("| page | names |") :]))
-    assert wanted <= listed
+    assert sorted(documented) == sorted(wanted)
+    rows = re.findall(r"^\| \[`(\S+)`\]\[samax\.(\S+)\] \| (\S.*\.) \|$", index, re.MULTILINE)
+    assert sorted(f"samax.{label}" for label, _, _ in rows) == sorted(wanted)
+    assert all(label == name for label, name, _ in rows)
+    assert ("sam", "sam", "Sharpness-aware minimization.") in rows
+
+
+def test_a_new_module_has_its_page_without_being_named():
+    assert reference.page_of("samax._methods.tomorrow") == "methods"
+    assert reference.page_of("samax._core.tomorrow") == "parts"
+    assert reference.page_of("samax._methods.msam") == "cheaper"
+    assert reference.page_of("samax.flatness.tomorrow") == "flatness"
+    with pytest.raises(ValueError, match=r"module='samax\.tomorrow'.*PAGES"):
+        reference.page_of("samax.tomorrow")
+
+
+def test_every_file_of_methods_has_its_line_in_a_table():
+    pages = [ROOT / "README.md", *(ROOT / "docs" / "methods").glob("*.md")]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    tables = "\n".join(line for line in lines if line.startswith("|"))
+    named = {
+        entry.module
+        for entry in reference.entries()
+        if re.search(rf"`(samax\.)?{entry.path.rsplit('.')[-1]}\b", tables)
+    }
+    files = (ROOT / "samax" / "_methods").glob("[a-z]*.py")
+    assert {f"samax._methods.{path.stem}" for path in files} <= named
 
 
 def test_links_lead_to_the_sites_own_pages():
@@ -98,6 +124,13 @@ def test_the_navigation_names_what_there_is():
     }
 
 
+def test_search_finds_names_by_their_parts():
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    separator = re.search(r"separator: '(.*?)'", config)[1]
+    words = re.split(separator, "samax.friendly_sam(rho=0.05)")
+    assert words == ["samax", "friendly", "sam", "rho", "0.05", ""]
+
+
 def test_names_of_samax_become_links_but_in_code_and_headings():
     linked = rendering.linked
     assert linked("<p><code>samax.sam(rho=0.1)</code></p>") == (
@@ -112,6 +145,15 @@ def test_names_of_samax_become_links_but_in_code_and_headings():
         assert linked(kept) == kept
 
 
+def test_cells_of_tables_know_the_head_of_their_column():
+    head = "<thead><tr><th>a <code>b</code></th><th>c</th></tr></thead>"
+    table = f"<table>{head}<tbody><tr><td>1</td><td style='x'>2</td></tr></tbody></table>"
+    assert rendering.labelled(f"<p>{table}<td>") == (
+        f'<p><table>{head}<tbody><tr><td data-label="a b">1</td>'
+        "<td data-label=\"c\" style='x'>2</td></tr></tbody></table><td>"
+    )
+
+
 def test_notebooks_are_executed_and_name_no_machine():
     paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
     assert len(paths) == 7
@@ -122,6 +164,19 @@ def test_notebooks_are_executed_and_name_no_machine():
         for words in ("/home/", "/root/", "/tmp/", "Traceback", "Warning"):
             assert words not in text, f"{path.name}: {words}"
     assert sum(path.stat().st_size for path in paths) < 3_000_000
+
+
+def test_notebooks_import_no_other_package_of_ours():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", code, re.MULTILINE)
+        assert "samax" in imported
+        assert {name.split(".")[0] for name in imported} & {
+            "benchmarks",
+            "notebooks",
+            "tests",
+        } == set()
 
 
 def test_math_becomes_mathml():

@@ -68,3 +68,20 @@ def test_results_are_quoted_from_their_files():
         tables = sum("±" in line and line.startswith("|") for line in lines)
         quoted = sum("±" in line for _, table in _quoted(page) for line in table.splitlines())
         assert tables == quoted, page.name
+
+
+def test_a_table_of_results_has_one_home():
+    homes = {}
+    for page in PAGES:
+        for source, table in _quoted(page):
+            for line in table.splitlines()[2:]:
+                homes.setdefault((source, tuple(_cells(line))), set()).add(page.name)
+    # These two pages show the rows of their methods beside them.
+    excerpts = {"ascents.md", "weights.md"}
+    assert {row: pages for row, pages in homes.items() if len(pages - excerpts) > 1} == {}
+
+
+def test_the_readme_is_a_page():
+    text = re.sub(r"^```.*?^```$", "", PAGES[0].read_text(encoding="utf-8"), flags=re.M | re.S)
+    prose = re.sub(r"\]\(\S*\)", "]", re.sub(r"^[|!].*$", "", text, flags=re.M))
+    assert len(prose.split()) <= 350
