@@ -11,6 +11,7 @@ import samax
 import samax.flatness
 import samax.flatness.plots
 import samax.flax
+from tests.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,14 @@ def test_every_file_of_methods_has_its_line_in_a_table():
     }
     files = (ROOT / "samax" / "_methods").glob("[a-z]*.py")
     assert {f"samax._methods.{path.stem}" for path in files} <= named
+
+
+def test_every_row_of_the_tests_has_its_line_in_the_readmes_table():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in readme.splitlines() if line.startswith("|"))
+    checked = [name for name, row in METHODS.items() if row.golden or row.reference]
+    missing = [name for name in checked if f"`{name}" not in table]
+    assert missing == ["where steep"]  # a policy of `occasionally`
 
 
 def test_links_lead_to_the_sites_own_pages():
