@@ -9,8 +9,6 @@ at several noise levels. Writes results.json, results.csv, curves.csv, summary.m
 to `--out`. A minute or two on one core.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

@@ -1,7 +1,5 @@
 """What is measured of the toys: a row a toy, method and noise level, and the means over time."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Mapping

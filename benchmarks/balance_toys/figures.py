@@ -1,7 +1,5 @@
 """The figures of `benchmarks.balance_toys`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from pathlib import Path

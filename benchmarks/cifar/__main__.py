@@ -8,8 +8,6 @@ The results go to `--out`: one JSON record a run, a CSV, a table and figures. A 
 interrupted continues when the command is repeated; a finished one is not repeated.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

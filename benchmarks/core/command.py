@@ -3,8 +3,6 @@
 An experiment's `Configuration` inherits from `Command`; the comments of its fields are the help.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import shlex

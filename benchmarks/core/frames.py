@@ -1,7 +1,5 @@
 """Tables by pandas: means over seeds, how they are shown, Markdown and CSV."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence

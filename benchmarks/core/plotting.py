@@ -1,7 +1,5 @@
 """How all figures look, and what several of them draw."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any

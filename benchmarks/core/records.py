@@ -1,7 +1,5 @@
 """The record of a run: one JSON file, written whole or not at all, where reports start."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import math

@@ -5,8 +5,6 @@ goes forward in parts, such as epochs. After each part the state and the history
 a run which is killed at any moment ends with the numbers that it would have had.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -5,8 +5,6 @@ CPU, where XLA runs convolutions inside loops about 22 times slower, the same st
 once a batch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

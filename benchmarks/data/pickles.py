@@ -1,7 +1,5 @@
 """The official CIFAR-10 and CIFAR-100 Python pickles, read without running what they contain."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Sentence classification data: tab-separated files, k-shot samples, and tokens in batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +39,7 @@ class Examples(NamedTuple):
     sentences: np.ndarray  # of strings, (n,)
     labels: np.ndarray  # int32, (n,)
 
-    def take(self, chosen: np.ndarray) -> Examples:
+    def take(self, chosen: np.ndarray) -> "Examples":
         """Returns the examples at some positions."""
         return Examples(self.sentences[chosen], self.labels[chosen])
 

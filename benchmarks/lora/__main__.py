@@ -10,8 +10,6 @@ finished one is not repeated. What a step takes is measured by `benchmarks.step_
 lora`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

@@ -1,7 +1,5 @@
 """Methods and seeds fine-tuned on one task: a part is what is trained until an evaluation."""
 
-from __future__ import annotations
-
 import time
 import zlib
 from pathlib import Path
@@ -74,7 +72,7 @@ class FineTuning(Comparison):
     packages = ("tokenizers", "scikit-learn")
 
     def __init__(
-        self, split: Split, pretrained: Pretrained, arguments: Configuration, folder: Path
+        self, split: Split, pretrained: Pretrained, arguments: "Configuration", folder: Path
     ):
         """Tokenizes what is evaluated on.
 

@@ -1,7 +1,5 @@
 """The figures of a fine-tuning comparison."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Searching a method's hyper-parameters with Optuna, on examples held out of the training pool."""
 
-from __future__ import annotations
-
 from benchmarks.core.methods import MethodSpec, parse_method
 from benchmarks.core.runs import complete, show_progress
 from benchmarks.lora.experiment import FineTuning

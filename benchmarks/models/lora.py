@@ -5,8 +5,6 @@ its `A` is he_uniform (squared norm 2 r, here 16) where LoRA's code has kaiming_
 (r / 3, here 2.7), and it has no factor alpha / r. Here both are as in LoRA's code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ channels are factorized, as in Tensor-Ring networks (Wang et al. 2018, arXiv 180
 convolution's kernel is a tensor of shape ``(i_1, i_2, i_3, size * size, o_1, o_2, o_3)``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ drawn afresh each step, and `a` the noise level. It sees the cores through their
 it leaves the ratio of their norms open: that is where the methods differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -8,8 +8,6 @@ The devices are JAX's, or simulated on the CPU, where the program is partitioned
 Writes results.json, results.csv, summary.md and bytes.png to `--out`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

@@ -1,7 +1,5 @@
 """What a compiled program sends between devices, read from XLA's text of it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What one step of each program sends between devices, and what it takes."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The figure of `benchmarks.scaling`: bars of what each device sends."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """One training step of a small model of factor pairs, laid out over devices in four ways."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

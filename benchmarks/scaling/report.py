@@ -3,8 +3,6 @@
 python -m benchmarks.scaling.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence

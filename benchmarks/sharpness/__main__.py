@@ -8,8 +8,6 @@ measured goes to RUN/sharpness: one JSON record a model, a CSV, a table and figu
 model by model: repeat the command to continue.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

@@ -1,7 +1,5 @@
 """The figures of `benchmarks.sharpness`: the measures, the spectra, and the losses around."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What `benchmarks.sharpness` measures at a trained model, and what it costs in gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 

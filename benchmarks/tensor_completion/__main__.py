@@ -12,8 +12,6 @@ Every run leaves a record under `--out`; repeating the command continues after t
 table, the CSV and the figures are made from the records.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

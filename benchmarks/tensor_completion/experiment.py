@@ -1,7 +1,5 @@
 """Tucker completion of the serology tensor: the problem, its measures, and the runs on it."""
 
-from __future__ import annotations
-
 import functools
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The figures of `benchmarks.tensor_completion`: training, and the loss around the minima."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

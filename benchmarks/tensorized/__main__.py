@@ -8,8 +8,6 @@ table and a figure. A run that was interrupted continues when the command is rep
 one is not repeated. What a step takes is measured by `benchmarks.step_time --problems tr-resnet32`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

@@ -1,7 +1,5 @@
 """The figure of `benchmarks.tensorized`: accuracy against the share of wrong labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 python -m benchmarks.tensorized.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,6 @@ method breaks down it is shown breaking down, as a claim of its own. A topic tha
 measured again: after an interruption repeat the command. Minutes on two cores.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import sys

@@ -1,7 +1,5 @@
 """What the topics of `benchmarks.theory` share: claims, trajectories, thresholds and slopes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The topics, each of which is measured at once and leaves a record."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

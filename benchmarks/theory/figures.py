@@ -1,7 +1,5 @@
 """How the figures of `benchmarks.theory` look: dashed is the prediction, points the measurement."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 python -m benchmarks.theory.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

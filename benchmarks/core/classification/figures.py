@@ -1,7 +1,5 @@
 """The figures of a comparison: what a reader should see before reading any number."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

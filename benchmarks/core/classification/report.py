@@ -1,7 +1,5 @@
 """Tables and figures of a comparison of classifiers, made from its JSON records alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

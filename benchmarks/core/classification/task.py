@@ -4,8 +4,6 @@ The data are on the device, as one epoch's: its permutation and every augmentati
 key, so that a run which was interrupted repeats what it would have done.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -71,7 +69,7 @@ class Classification:
     @classmethod
     def of(
         cls, config: Mapping[str, Any], dataset: Dataset, cluster: Cluster | None = None
-    ) -> Classification:
+    ) -> "Classification":
         """Returns the task of a run, from its record's configuration."""
         dtype = jnp.bfloat16 if config["bfloat16"] else jnp.float32
 

@@ -4,8 +4,6 @@ Li, Zhang and He 2024 (arXiv 2410.14802), on the toys of `benchmarks.balance_toy
 have the curves of all methods.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

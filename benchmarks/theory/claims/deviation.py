@@ -4,8 +4,6 @@ Cao, Atarashi and Kashima 2025 (arXiv 2508.10435), on the Tucker-2 toys of
 `benchmarks.balance_toys`, whose results have the curves over time.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

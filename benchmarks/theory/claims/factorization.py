@@ -3,8 +3,6 @@
 Section 4 of Dai, Ahn and Sra 2023 (arXiv 2305.15287).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Section 5 of Dai, Ahn and Sra 2023 (arXiv 2305.15287). The constants that the pa
 (the loss's factor, a target of norm 1, the seeds) are this library's choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

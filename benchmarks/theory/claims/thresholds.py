@@ -4,8 +4,6 @@ Section 4 of Dai, Ahn and Sra 2023 (arXiv 2305.15287), and the convergence rate 
 2024 (arXiv 2412.16854).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The figure of `benchmarks.theory.claims.universal`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

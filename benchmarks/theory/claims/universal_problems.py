@@ -3,8 +3,6 @@
 Tahmasebi et al. 2024 (arXiv 2406.03682).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial
