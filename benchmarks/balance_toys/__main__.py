@@ -10,7 +10,6 @@ to `--out`. A minute or two on one core.
 """
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 from typing import Literal
@@ -40,7 +39,8 @@ class Configuration(Command):
             raise ValueError(f"--steps must be a multiple of {EVERY}, got {self.steps}.")
 
 
-def measure(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.balance_toys", saved="Nothing")
+def main(arguments: Configuration) -> None:
     """Runs all methods of the toys, writes what was found and prints the tables."""
     chosen: dict[str, Toy] = {
         name: toy._replace(steps=arguments.steps or toy.steps)
@@ -54,11 +54,6 @@ def measure(arguments: Configuration) -> None:
     print(report.write(folder))
     figures.write(folder, chosen, results, EVERY)
     print(f"Results and figures: {folder}")
-
-
-main = functools.partial(
-    command.run, Configuration, measure, "benchmarks.balance_toys", saved="Nothing"
-)
 
 
 if __name__ == "__main__":

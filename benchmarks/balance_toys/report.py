@@ -59,11 +59,9 @@ and DAS *raise* `Q`: they are not balancing methods whatever the problem.
 def write(folder: Path) -> str:
     """Writes `summary.md` and `results.csv` from `results.json`; returns the summary."""
     record = records.read_record(folder / "results.json")
-    hardware, versions = record["hardware"], record["versions"]
-    software = ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax"))
-    seeds = record["settings"]["seeds"]
     parts = [
-        f"Norm balancing on toys: {seeds} seeds, float64, {hardware['device']}, {software}.",
+        f"Norm balancing on toys: {record['settings']['seeds']} seeds, float64, "
+        f"{record['hardware']['device']}, {frames.software(record, 'jax', 'optax')}.",
         _NOTES.strip(),
     ]
     full = problems.toys()

@@ -10,7 +10,6 @@ interrupted continues when the command is repeated; a finished one is not repeat
 
 import contextlib
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 
@@ -44,7 +43,8 @@ class Configuration(Images):
             raise ValueError("--coordinator, --processes and --process-id need --distributed.")
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.cifar")
+def main(arguments: Configuration) -> None:
     """Runs every method with every seed, writes the report and prints its tables."""
     runs = arguments.runs()
     with contextlib.ExitStack() as stack:
@@ -59,9 +59,6 @@ def compare(arguments: Configuration) -> None:
         if cluster is None or cluster.writes:
             print(report.write(folder))
             print(f"Results and figures: {folder}")
-
-
-main = functools.partial(command.run, Configuration, compare, "benchmarks.cifar")
 
 
 if __name__ == "__main__":

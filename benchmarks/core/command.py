@@ -4,6 +4,7 @@ An experiment's `Configuration` inherits from `Command`; the comments of its fie
 """
 
 import dataclasses
+import functools
 import math
 import shlex
 import sys
@@ -130,6 +131,17 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(
+    config: type[C], module: str, saved: str = "The last whole epoch"
+) -> Callable[[Callable[[C], None]], Callable[..., int]]:
+    """Decorates what a command does with its configuration: `run` with `argv` is left."""
+
+    def decorate(action: Callable[[C], None]) -> Callable[..., int]:
+        return functools.partial(run, config, action, module, saved=saved)
+
+    return decorate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from benchmarks.core import records
 from benchmarks.core.records import Record
 
 Row = dict[str, Any]
+Frame = pd.DataFrame
 
 tabulate.MIN_PADDING = 0  # or columns are wider than their header
 _CELLS = tabulate.DataRow("| ", " | ", " |")
@@ -30,6 +31,14 @@ def markdown(rows: Iterable[Any], header: list[str] | None = None) -> str:
     frame = pd.DataFrame(list(rows), columns=header, dtype=object)
     # `disable_numparse`: numbers are texts by now, with the digits that they are to have.
     return frame.fillna("-").to_markdown(index=False, tablefmt=_FORMAT, disable_numparse=True)
+
+
+def cross(rows: Iterable[Row], column: Callable[[Row], str], cell: Callable[[Row], str]) -> str:
+    """Returns a Markdown table of texts: a line a method, columns by what `column` says."""
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        lines.setdefault(row["method"], {"method": row["method"]})[column(row)] = cell(row)
+    return markdown(lines.values())
 
 
 def csv(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -51,6 +60,12 @@ def line(record: Record, **more: Any) -> Row:
 def by_seed(seeds: Mapping[int, Record], value: Callable[[Record], float | None]) -> pd.Series:
     """Returns a number of each run, by seed."""
     return pd.Series({seed: value(record) for seed, record in seeds.items()}, dtype=float)
+
+
+def numbers(seeds: Mapping[int, Record], read: Callable[[Record], Mapping[str, Any]]) -> Frame:
+    """Returns numbers of each run, a row a seed."""
+    rows = {seed: read(record) for seed, record in seeds.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
 
 
 def spread(values: pd.Series | Sequence[float | None]) -> dict[str, Any]:
@@ -124,10 +139,13 @@ def made_on(record: Record, *packages: str) -> str:
     """Says which hardware and versions a record was made with."""
     hardware = record["hardware"]
     unit = "core(s)" if hardware["backend"] == "cpu" else "device(s)"
-    versions = ", ".join(
-        f"{name} {record['versions'][name]}" for name in packages if name in record["versions"]
-    )
-    return f"{hardware['device']}, {hardware['count']} {unit}; {versions}"
+    return f"{hardware['device']}, {hardware['count']} {unit}; {software(record, *packages)}"
+
+
+def software(record: Record, *packages: str) -> str:
+    """Lists the versions of packages, of those that a record has."""
+    versions = record["versions"]
+    return ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
 
 
 def seeds_of(runs: Iterable[Mapping[int, Record]]) -> str:

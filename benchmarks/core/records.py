@@ -52,19 +52,6 @@ def read_records(folder: Path) -> dict[Path, Record]:
     return {path: read_record(path) for path in sorted((folder / "runs").glob("*.json"))}
 
 
-def read_finished(path: Path, config: dict[str, Any]) -> Record | None:
-    """Reads the record of a run if it is finished; None if it is not.
-
-    Raises:
-        ValueError: The file holds a run of another configuration.
-    """
-    if not path.exists():
-        return None
-    record = read_record(path)
-    check_config(record["config"], config, path)
-    return record
-
-
 def read_comparison(folder: Path) -> list[Record]:
     """Reads the records of a folder, all of one comparison.
 

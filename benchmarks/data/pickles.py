@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.data.dataset import Dataset, Layout, make_dataset
+from benchmarks.data.dataset import Dataset, Layout
 
 # A pickle can name any function and call it. These are what an array of plain numbers needs, and
 # the encoding with which Python 3 writes bytes in protocol 2; nothing else is looked up.
@@ -53,7 +53,7 @@ class _Files(NamedTuple):
         batches = [self._images_and_labels(folder / file, len(names)) for file in self.train]
         images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         test = self._images_and_labels(folder / self.test, len(names))
-        return make_dataset(self.name, (images, labels), test, tuple(names))
+        return Dataset(self.name, images, labels, *test, tuple(names))
 
     def _read(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
@@ -83,7 +83,7 @@ class _Files(NamedTuple):
                 f"{path}: not a batch of images ({type(error).__name__}: {error}); "
                 f"expected {self.description}"
             ) from error
-        return np.ascontiguousarray(images), labels
+        return np.ascontiguousarray(images), labels.astype(np.int32)
 
 
 def _text(value: str | bytes) -> str:

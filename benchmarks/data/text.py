@@ -50,20 +50,14 @@ class Tokens(NamedTuple):
     ids: np.ndarray  # int32, (n, longest)
     lengths: np.ndarray  # int32, (n,)
 
-    def batch(self, chosen: np.ndarray, length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns ids and mask of a batch.
+    def batch(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ids and mask of the sentences at some positions, of shape (sentences, length).
 
-        Args:
-            chosen: The sentences' positions.
-            length: Tokens a sentence; by default as many as the longest has, rounded up to a
-                multiple of 16. What is cut off is padding, which no result depends on.
-
-        Returns:
-            Arrays of shape (len(chosen), length).
+        The length is that of the longest of them, rounded up to a multiple of 16: what is cut off
+        is padding, which no result depends on.
         """
         lengths = self.lengths[chosen]
-        if length is None:
-            length = -(-int(lengths.max()) // _MULTIPLE) * _MULTIPLE
+        length = -(-int(lengths.max()) // _MULTIPLE) * _MULTIPLE
         ids = np.zeros((len(chosen), length), np.int32)
         rows = self.ids[chosen, :length]
         ids[:, : rows.shape[1]] = rows

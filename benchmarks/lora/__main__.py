@@ -11,7 +11,6 @@ lora`.
 """
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 from typing import Literal
@@ -59,7 +58,8 @@ class Configuration(Command):
         text.check(self.task)
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.lora", saved="All until the last evaluation")
+def main(arguments: Configuration) -> None:
     """Runs every method with every seed, writes the report and prints its table."""
     specs = parse_methods(arguments.methods, METHODS)
     for spec in specs:  # before anything is trained: can each be built?
@@ -87,11 +87,6 @@ def compare(arguments: Configuration) -> None:
     complete_all(((comparison, (spec, seed)) for seed in seeds for spec in specs), unit="part")
     print(report.write(folder))
     print(f"Results and figures: {folder}")
-
-
-main = functools.partial(
-    command.run, Configuration, compare, "benchmarks.lora", saved="All until the last evaluation"
-)
 
 
 if __name__ == "__main__":

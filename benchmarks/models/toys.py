@@ -42,6 +42,10 @@ class Toy(NamedTuple):
     # at the minimum, which is where SAM, nBAR and DAS have no drift.
     rest: float | None = None
 
+    def loss(self, cores: Cores) -> jax.Array:
+        """The loss without noise: the squared distance of the product from the target."""
+        return jnp.sum((self.product(cores) - self.target) ** 2)
+
     @property
     def groups(self) -> dict[str, str]:
         """Labels that make one group of all cores."""
@@ -182,7 +186,7 @@ def trajectories(toy: Toy, method: str, seeds: int, every: int = 100) -> Traject
             return {
                 "imbalance": imbalance,
                 "covariance": covariance,
-                "distance": jnp.sum((toy.product(cores) - toy.target) ** 2),
+                "distance": toy.loss(cores),
                 "size": optax.tree.norm(cores, squared=True),
             }
 

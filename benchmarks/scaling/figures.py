@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -40,19 +40,9 @@ def _figure(settings: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
 
 
 def _bars(axis: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
-    counts = sorted({row["devices"] for row in rows})
+    sent = pd.DataFrame(rows).pivot(index="devices", columns="method", values="sent_bytes") / 1024
     names = list(dict.fromkeys(row["method"] for row in rows))
-    width = 0.8 / len(names)
-    for place, name in enumerate(names):
-        sent = {row["devices"]: row["sent_bytes"] / 1024 for row in rows if row["method"] == name}
-        offset = (place - (len(names) - 1) / 2) * width
-        axis.bar(
-            np.arange(len(counts)) + offset,
-            [sent[number] for number in counts],
-            0.9 * width,
-            color=colours[name],
-        )
-    axis.set_xticks(range(len(counts)), [str(number) for number in counts])
+    bars: dict[str, Any] = {"color": colours, "width": 0.8, "rot": 0, "legend": False}
+    sent[names].plot.bar(ax=axis, **bars, edgecolor="white", linewidth=0.6)
     axis.grid(axis="x", visible=False)
-    axis.set_xlabel("devices")
-    axis.set_ylabel("sent by a device (KiB a step)")
+    axis.set(xlabel="devices", ylabel="sent by a device (KiB a step)")

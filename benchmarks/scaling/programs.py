@@ -52,11 +52,9 @@ class Program(NamedTuple):
 
 def methods(layout: str) -> tuple[str, ...]:
     """Returns the methods that are a thing of their own in a layout."""
-    if layout == "shard_map":
-        return tuple(name for name in METHODS if name != "trace_sam")
-    if layout == "jit":
-        return tuple(name for name in METHODS if name != "sam_per_device")
-    return tuple(name for name in METHODS if name not in ("sam_per_device", "trace_sam"))
+    same = {"jit": ["sam_per_device"], "shard_map": ["trace_sam"]}
+    others = same.get(layout, ["sam_per_device", "trace_sam"])
+    return tuple(name for name in METHODS if name not in others)
 
 
 def build(layout: str, method: str, devices: int, size: Size) -> Program:

@@ -3,6 +3,7 @@
 python -m benchmarks.scaling.report DIR [DIR ...]
 """
 
+import operator
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -100,13 +101,14 @@ def write(folder: Path) -> str:
     """
     record = records.read_record(folder / "results.json")
     text = to_markdown(record)
-    seconds = {_key(row): row["seconds"] for row in record["times"]}
+    program = operator.itemgetter("layout", "method", "devices")
+    seconds = {program(row): row["seconds"] for row in record["times"]}
     names = ("layout", "method", "devices", "collectives", "bytes", "sent_bytes")
     lines = frames.csv(
         {
             **{name: row[name] for name in names},
             "norm_collectives": norm_collectives(row),
-            "seconds": seconds.get(_key(row)),
+            "seconds": seconds.get(program(row)),
         }
         for row in record["programs"]
     )
@@ -117,21 +119,20 @@ def write(folder: Path) -> str:
 
 def to_markdown(record: records.Record) -> str:
     """Returns a table a layout, one of the times if there are any, and one of the targets."""
-    settings, hardware, versions = record["settings"], record["hardware"], record["versions"]
-    software = ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax"))
+    settings, backend = record["settings"], record["hardware"]["backend"]
+    software = frames.software(record, "jax", "optax")
     parts = [
-        f"# What a step sends between devices ({hardware['backend']}, {software})",
+        f"# What a step sends between devices ({backend}, {software})",
         f"{settings['layers']} layers of two factors, {settings['width']} x {settings['rank']}: "
         f"{settings['parameters']:,} parameters ({4 * settings['parameters'] / 1024:g} KiB), "
         f"{settings['batch']} examples on each device.",
         _NOTES.strip(),
     ]
     for layout, description in LAYOUTS.items():
-        sent = _table(record["programs"], layout, lambda r: f"{_kib(r)} ({r['collectives']})")
-        parts += [f"## {layout}: {description}", sent]
+        parts += [f"## {layout}: {description}", _table(record["programs"], layout, _sent)]
     if record["times"]:
         parts.append("## Milliseconds a step, weak scaling")
-        if hardware["backend"] == "cpu":
+        if backend == "cpu":
             parts.append(_CPU_TIMES)
         for layout in dict.fromkeys(row["layout"] for row in record["times"]):
             parts += [f"{layout}:", _table(record["times"], layout, _milliseconds)]
@@ -142,20 +143,14 @@ def to_markdown(record: records.Record) -> str:
 
 
 def _table(rows: Sequence[Row], layout: str, show: Callable[[Row], str]) -> str:
-    cells: dict[str, dict[str, str]] = {}
-    for row in sorted(rows, key=lambda row: row["devices"]):
-        if row["layout"] == layout:
-            column = f"{row['devices']} device{'s' if row['devices'] > 1 else ''}"
-            cells.setdefault(row["method"], {"method": row["method"]})[column] = show(row)
-    return frames.markdown(cells.values())
+    own = [row for row in rows if row["layout"] == layout]
+    own.sort(key=lambda row: row["devices"])
+    return frames.cross(own, lambda r: f"{r['devices']} device{'s' * (r['devices'] > 1)}", show)
 
 
-def _key(row: Row) -> tuple[str, str, int]:
-    return row["layout"], row["method"], row["devices"]
-
-
-def _kib(row: Row) -> str:
-    return f"{row['sent_bytes'] / 1024:.3f}".rstrip("0").rstrip(".")
+def _sent(row: Row) -> str:
+    kib = f"{row['sent_bytes'] / 1024:.3f}".rstrip("0").rstrip(".")
+    return f"{kib} ({row['collectives']})"
 
 
 def _milliseconds(row: Row) -> str:

@@ -56,8 +56,7 @@ def _spectrum(runs: Runs) -> Figure:
     parameters = next(iter(next(iter(runs.values())).values()))["parameters"]
     # From less than one eigenvalue to all of them.
     density.set_ylim(0.1 / parameters / width, 1 / width)
-    density.set_xlabel("eigenvalue of the Hessian")
-    density.set_ylabel("density (mean over seeds)")
+    density.set(xlabel="eigenvalue of the Hessian", ylabel="density (mean over seeds)")
     legend(figure, density)
     return figure
 
@@ -77,7 +76,6 @@ def _landscape(runs: Runs) -> Figure:
             distances = next(iter(seeds.values()))["measures"]["landscape"]["distances"]
             rises = lines - lines[:, [len(distances) // 2]]
             axis.plot(distances, rises.mean(0), color=colours[method], label=method)
-        axis.set_xlabel(label)
-        axis.set_ylabel("rise of the training loss (nats, mean over seeds)")
+        axis.set(xlabel=label, ylabel="rise of the training loss (nats, mean over seeds)")
     legend(figure, axes[0])
     return figure

@@ -13,7 +13,6 @@ table, the CSV and the figures are made from the records.
 """
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 
@@ -42,7 +41,8 @@ class Configuration(Command):
             )
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.tensor_completion", saved="Every finished run")
+def main(arguments: Configuration) -> None:
     """Makes the records that are missing, writes the report and prints its table."""
     with float64():  # as the authors' code
         names = ["hooi", *experiment.methods(arguments.steps)]
@@ -55,11 +55,6 @@ def compare(arguments: Configuration) -> None:
             records.write_record(path, times)
     print(report.write(arguments.out))
     print(f"Results and figures: {arguments.out}")
-
-
-main = functools.partial(
-    command.run, Configuration, compare, "benchmarks.tensor_completion", saved="Every finished run"
-)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ one is not repeated. What a step takes is measured by `benchmarks.step_time --pr
 """
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 
@@ -41,7 +40,8 @@ class Configuration(Images):
             raise ValueError(f"--label-noise {text!r} must be shares in [0, 1), none twice.")
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.tensorized")
+def main(arguments: Configuration) -> None:
     """Runs every method, seed and noise level, writes the reports and prints the combined one."""
     runs, dataset = arguments.runs(), arguments.dataset()
     folder = arguments.out or Path("runs") / f"tensorized-{dataset.name}-{arguments.model}"
@@ -62,9 +62,6 @@ def compare(arguments: Configuration) -> None:
         level_report.write(path)
     print(report.write(folder))
     print(f"Results and figures: {folder}")
-
-
-main = functools.partial(command.run, Configuration, compare, "benchmarks.tensorized")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,7 @@ def _accuracy(rows: list[dict[str, Any]]) -> Figure:
                 label=method,
             )
         axis.set_xticks(sorted({100 * row["label_noise"] for row in rows}))
-        axis.set_xlabel("wrong training labels (%)")
-        axis.set_ylabel(label)
+        axis.set(xlabel="wrong training labels (%)", ylabel=label)
     axes[0].set_title("mean ± standard deviation over seeds", fontsize=9, loc="left")
     axes[1].set_title("mean ± standard error, paired by seed", fontsize=9, loc="left")
     axes[1].axhline(0, color=colours.get("sgd", "0.15"), lw=1, ls=":")

@@ -46,23 +46,24 @@ def write(folder: Path) -> str:
 
     Returns the text of the summary.
     """
-    levels: dict[float, Runs] = {}
-    shared: dict[str, Any] = {}
-    for level_folder in folder.glob("noise*"):
-        found = read_records(level_folder)
-        for path, record in found.items():
-            config = {**shared_config(record["config"]), "label_noise": None}
-            shared = shared or config
-            check_config(config, shared, path)
-        if found:
-            level = next(iter(found.values()))["config"]["label_noise"]
-            levels[level] = report.by_method(found.values())
-    if not levels:
+    found = {
+        path: record
+        for level in sorted(folder.glob("noise*"))
+        for path, record in read_records(level).items()
+    }
+    if not found:
         raise FileNotFoundError(f"{folder} holds no noise*/runs/*.json of a finished run.")
-    levels = dict(sorted(levels.items()))
+    shared = [{**shared_config(run["config"]), "label_noise": 0.0} for run in found.values()]
+    for path, config in zip(found, shared, strict=True):
+        check_config(config, shared[0], path)
+    noises = sorted({run["config"]["label_noise"] for run in found.values()})
+    levels = {
+        noise: report.by_method(r for r in found.values() if r["config"]["label_noise"] == noise)
+        for noise in noises
+    }
     rows = summarize(levels)
     # The settings that all noise levels share.
-    record = next(iter(next(iter(next(iter(levels.values())).values())).values()))
+    record = next(iter(next(iter(levels[noises[0]].values())).values()))
     record = {**record, "config": {**record["config"], "label_noise": 0.0}}
     text = to_markdown(record, levels, rows)
     lines = frames.csv(map(_line, rows))
@@ -91,11 +92,8 @@ def to_markdown(record: Record, levels: dict[float, Runs], rows: list[dict[str, 
     every = [seeds for runs in levels.values() for seeds in runs.values()]
     parts = [report.head(record, every, "jax", "flax", "optax")]
     for title, cell in _TABLES.items():
-        table: dict[str, dict[str, str]] = {}
-        for row in rows:
-            column = f"{100 * row['label_noise']:g} % wrong labels"
-            table.setdefault(row["method"], {"method": row["method"]})[column] = cell(row)
-        parts.append(f"## {title}\n\n{frames.markdown(table.values())}")
+        table = frames.cross(rows, lambda r: f"{100 * r['label_noise']:g} % wrong labels", cell)
+        parts.append(f"## {title}\n\n{table}")
     return "\n\n".join([*parts, *frames.fill(*_NOTES)]) + "\n"
 
 

@@ -10,7 +10,6 @@ measured again: after an interruption repeat the command. Minutes on two cores.
 """
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 from typing import Literal
@@ -23,30 +22,20 @@ from benchmarks.core.runs import complete_all
 from benchmarks.theory import report
 from benchmarks.theory.experiment import TOPICS, Theory
 
-Name = Literal[
-    "",
-    "",
-    "thresholds",
-    "factorization",
-    "neuron",
-    "sensing",
-    "balancedness",
-    "deviation",
-    "universal",
-    "all",
-]
+Topics = tyro.conf.Positional[tuple[Literal[*TOPICS, "all"], ...]]  # type: ignore[valid-type]
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Command):
     """Which topics, and how long."""
 
-    topics: tyro.conf.Positional[tuple[Name, ...]] = ("all",)
+    topics: Topics = ("all",)  # What is measured.
     quick: bool = False  # Shortened runs, fewer points.
     out: Path = Path("runs/theory")
 
 
-def measure(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.theory", saved="Every finished topic")
+def main(arguments: Configuration) -> None:
     """Measures the topics, writes the report of all that are in the folder and prints it."""
     every = "all" in arguments.topics
     topics = [name for name in TOPICS if every or name in arguments.topics]
@@ -57,11 +46,6 @@ def measure(arguments: Configuration) -> None:
         text = report.write(arguments.out)
     print(text)
     print(f"Results and figures: {arguments.out}")
-
-
-main = functools.partial(
-    command.run, Configuration, measure, "benchmarks.theory", saved="Every finished topic"
-)
 
 
 if __name__ == "__main__":

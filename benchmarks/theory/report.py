@@ -41,11 +41,11 @@ def _summary(found: dict[str, records.Record]) -> str:
     held = sum(claim["holds"] for claim in claims)
     seconds = sum(record["cpu_seconds"] for record in found.values())
     first = next(iter(found.values()))
-    software = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "optax"))
     lengths = "shortened runs, " if first["config"]["quick"] else ""
     parts = [
         f"The theory, measured: {held} of {len(claims)} claims hold; {lengths}float64, "
-        f"{first['hardware']['device']}, {software}, {seconds:.0f} s of CPU time.",
+        f"{first['hardware']['device']}, {frames.software(first, 'jax', 'optax')}, "
+        f"{seconds:.0f} s of CPU time.",
         _NOTES.strip(),
     ]
     for name, record in found.items():

@@ -26,9 +26,8 @@ _EVALUATION_BATCH = 250
 class EpochData(NamedTuple):
     """What the steps of one epoch read."""
 
-    images: (
-        Any  # uint8, (n, height, width, channels); over a cluster in batches: (steps, size, ...)
-    )
+    # uint8, (n, height, width, channels); over a cluster in batches: (steps, size, ...).
+    images: Any
     labels: Any  # int32, likewise
     order: Any  # the images that each step takes, one after the other
     key: jax.Array  # the augmentations' key, from which each step's is folded
@@ -83,13 +82,13 @@ class Classification:
                 rngs=nnx.Rngs(seed),
             )
 
-        names = ("flip", "label_smoothing")
         recipe = Recipe(
             config["batch_size"],
             dataset.mean,
             dataset.std,
-            **{name: config[name] for name in names},
-            dtype=dtype,
+            config["flip"],
+            config["label_smoothing"],
+            dtype,
         )
         return cls(build_model, recipe, cluster)
 

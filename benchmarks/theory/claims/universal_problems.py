@@ -15,7 +15,8 @@ import optax
 from numpy.typing import ArrayLike
 
 import samax
-from benchmarks.theory.common import bisect, descend
+from benchmarks.core.training import descend
+from benchmarks.theory.runs import bisect
 from samax.distributions import Distribution
 
 HESSIAN = np.array([[2.0, 0.5], [0.5, 1.5]])
@@ -109,7 +110,7 @@ def bias(tx: optax.GradientTransformation, eta: float, steps: int, every: int) -
     run = jax.jit(
         lambda start: descend(
             optax.chain(tx, optax.sgd(eta)), product, start, steps, every, trace_on_minima
-        )
+        )[1]
     )
     return np.asarray(run(START))
 
@@ -127,7 +128,7 @@ def det_ends(lam: np.ndarray, seeds: int, steps: int) -> tuple[np.ndarray, np.nd
         def look(w: jax.Array) -> tuple[jax.Array, jax.Array]:
             return trace_on_minima(w), product(w)
 
-        path = descend(tx, product, START, steps, steps // 100, look)
+        _, path = descend(tx, product, START, steps, steps // 100, look)
         return jax.tree.map(lambda values: values[-20:].mean(), path)
 
     over_seeds = jax.vmap(run, (None, 0))
@@ -177,7 +178,7 @@ def frob_threshold(
         sampling = samax.Sampling(samax.gaussian, samples, batch_size=samples)
         frob = samax.frob_sam(0.01, lam=lam, sampling=sampling)
         tx = optax.chain(frob, optax.sgd(eta))
-        return jnp.abs(descend(tx, loss, np.ones(1), 1_000, 1_000)[-1, 0])
+        return jnp.abs(descend(tx, loss, np.ones(1), 1_000, 1_000)[0][0])
 
     runs = jax.jit(jnp.vectorize(run))
     law = frob_law(lam, curvature)
