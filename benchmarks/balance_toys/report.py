@@ -81,15 +81,14 @@ def write(folder: Path) -> str:
 
 
 def _header(symbol: str, rows: list[dict[str, Any]]) -> list[str]:
-    quoted = f"`{symbol}`".replace("|", r"\|")
     return [
         "method",
         "noise a",
-        f"{quoted} at the end (start {rows[0]['start']:.3g})",
+        f"`{symbol}` at the end (start {rows[0]['start']:.3g})",
         "reference",
         "steps to half",
         "reference",
-        r"`\|\|P - T\|\|^2` at the end",
+        "`||P - T||^2` at the end",
         "remark",
     ]
 

@@ -10,7 +10,6 @@ interrupted continues when the command is repeated; a finished one is not repeat
 
 import contextlib
 import dataclasses
-import sys
 from pathlib import Path
 
 from benchmarks.core import command
@@ -36,10 +35,8 @@ class Configuration(Images):
         """Raises a `ValueError` that names an argument which is out of its range."""
         super().check()
         self.within(0, 1, "label_noise")
-        if (
-            not self.distributed
-            and (self.coordinator, self.processes, self.process_id) != (None,) * 3
-        ):
+        places = (self.coordinator, self.processes, self.process_id)
+        if not self.distributed and any(place is not None for place in places):
             raise ValueError("--coordinator, --processes and --process-id need --distributed.")
 
 
@@ -59,7 +56,3 @@ def main(arguments: Configuration) -> None:
         if cluster is None or cluster.writes:
             print(report.write(folder))
             print(f"Results and figures: {folder}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

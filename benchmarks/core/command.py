@@ -136,10 +136,16 @@ def run(
 def main(
     config: type[C], module: str, saved: str = "The last whole epoch"
 ) -> Callable[[Callable[[C], None]], Callable[..., int]]:
-    """Decorates what a command does with its configuration: `run` with `argv` is left."""
+    """Decorates what a command does with its configuration: `run` with `argv` is left.
+
+    In the module that is the program, whose last definition it is, it runs the command and exits.
+    """
 
     def decorate(action: Callable[[C], None]) -> Callable[..., int]:
-        return functools.partial(run, config, action, module, saved=saved)
+        command = functools.partial(run, config, action, module, saved=saved)
+        if action.__module__ == "__main__":
+            sys.exit(command())
+        return command
 
     return decorate
 

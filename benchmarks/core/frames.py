@@ -13,7 +13,6 @@ from benchmarks.core import records
 from benchmarks.core.records import Record
 
 Row = dict[str, Any]
-Frame = pd.DataFrame
 
 tabulate.MIN_PADDING = 0  # or columns are wider than their header
 _CELLS = tabulate.DataRow("| ", " | ", " |")
@@ -28,9 +27,12 @@ def markdown(rows: Iterable[Any], header: list[str] | None = None) -> str:
         rows: By column; or in order, where names come twice.
         header: In that case, the columns' names.
     """
-    frame = pd.DataFrame(list(rows), columns=header, dtype=object)
+    frame = pd.DataFrame(list(rows), columns=header, dtype=object).fillna("-")
+    frame = frame.replace(r"\|", r"\|", regex=True).rename(
+        columns=lambda name: name.replace("|", r"\|")
+    )
     # `disable_numparse`: numbers are texts by now, with the digits that they are to have.
-    return frame.fillna("-").to_markdown(index=False, tablefmt=_FORMAT, disable_numparse=True)
+    return frame.to_markdown(index=False, tablefmt=_FORMAT, disable_numparse=True)
 
 
 def cross(rows: Iterable[Row], column: Callable[[Row], str], cell: Callable[[Row], str]) -> str:
@@ -41,7 +43,7 @@ def cross(rows: Iterable[Row], column: Callable[[Row], str], cell: Callable[[Row
     return markdown(lines.values())
 
 
-def csv(rows: Iterable[Mapping[str, Any]]) -> str:
+def csv(rows: Iterable[Mapping[Any, Any]]) -> str:
     """Returns a CSV file of rows; what a row lacks is empty."""
     return pd.DataFrame(list(rows), dtype=object).to_csv(index=False, lineterminator="\n")
 
@@ -62,10 +64,13 @@ def by_seed(seeds: Mapping[int, Record], value: Callable[[Record], float | None]
     return pd.Series({seed: value(record) for seed, record in seeds.items()}, dtype=float)
 
 
-def numbers(seeds: Mapping[int, Record], read: Callable[[Record], Mapping[str, Any]]) -> Frame:
-    """Returns numbers of each run, a row a seed."""
+def numbers(
+    seeds: Mapping[int, Record], read: Callable[[Record], Mapping[str, Any]]
+) -> dict[str, pd.Series]:
+    """Returns numbers of each run by name, each by seed."""
     rows = {seed: read(record) for seed, record in seeds.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+    frame = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+    return {str(name): frame[name] for name in frame}
 
 
 def spread(values: pd.Series | Sequence[float | None]) -> dict[str, Any]:

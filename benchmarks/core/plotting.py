@@ -27,6 +27,12 @@ STYLE: Any = {
 }
 
 
+def subplots(size: tuple[float, float], *shape: int, **options: Any) -> tuple[Figure, Any]:
+    """Returns a figure of a size in inches, and its axes."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(*shape, **options)
+
+
 def draw_seeds(axis: Axes, row: int, values: np.ndarray, colour: str, number: str = ".2f") -> None:
     """Draws a method's row: one dot per seed, mean and standard deviation, the mean's value."""
     mean, error = values.mean(), values.std(ddof=1) if len(values) > 1 else 0
@@ -91,8 +97,7 @@ def palette(methods: Iterable[str], dark: str = "sgd", grey: str = "sgd") -> Col
 
 def legend(figure: Figure, axis: Axes) -> None:
     """Puts the legend of an axis beside the figure."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
 
 
 def save(

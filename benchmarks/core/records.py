@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from benchmarks.core.methods import METHODS
+
 FORMAT = 1
 
 Record = dict[str, Any]
@@ -74,7 +76,7 @@ def check_folder(folder: Path, shared: dict[str, Any]) -> None:
         check_config(shared_config(record["config"]), json.loads(json.dumps(shared)), path)
 
 
-def by_method(records: Iterable[Record], names: Iterable[str]) -> Runs:
+def by_method(records: Iterable[Record], names: Iterable[str] = METHODS) -> Runs:
     """Groups records by method and seed, the methods in the order of their names in a table."""
     order = list(names)
 
@@ -126,22 +128,16 @@ def hardware() -> dict[str, Any]:
     if backend != "cpu":
         kinds = [device.device_kind for device in jax.devices()]
         return {"backend": backend, "device": kinds[0], "count": len(kinds)}
-    return {"backend": backend, "device": _cpu_model(), "count": _usable_cores()}
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    return {"backend": backend, "device": _cpu_model(), "count": cores}
 
 
 def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # not on macOS
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*:(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _finite(value: Any) -> Any:

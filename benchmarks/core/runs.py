@@ -100,7 +100,11 @@ class Progress(tqdm.tqdm):
 
     def tick(self, work: float) -> Tick:
         """Returns what shows the share of a part that is done, without counting it."""
-        return lambda share: self.update(self._at + share * work - self.n)
+
+        def show(share: float) -> None:
+            self.update(self._at + share * work - self.n)
+
+        return show
 
     def say(self, name: str, part: int, parts: int, status: str) -> None:
         """Shows which part of which run is done, and what came of it."""

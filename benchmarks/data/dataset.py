@@ -1,10 +1,7 @@
-"""The one form in which every image data set reaches the benchmarks, and where it comes from."""
+"""The one form in which every image data set reaches the benchmarks."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -41,13 +38,3 @@ class Dataset:
     def _moment(self, subscripts: str, *images: np.ndarray) -> np.ndarray:
         # Sums with a float64 accumulator: no float copy of the images.
         return np.einsum(subscripts, *images, dtype=np.float64) / self.train_images[..., 0].size
-
-
-class Layout(NamedTuple):
-    """A way in which a data set lies in a folder."""
-
-    description: str  # The files expected, for error messages
-    subfolders: tuple[str, ...]  # Where the files lie when the user names the folder's parent
-    matches: Callable[[Path], bool]  # Whether a folder holds at least one of the files
-    # Reads a folder that matches; missing or damaged files are its errors.
-    load: Callable[[Path], Dataset]

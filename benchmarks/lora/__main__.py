@@ -11,7 +11,6 @@ lora`.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +86,3 @@ def main(arguments: Configuration) -> None:
     complete_all(((comparison, (spec, seed)) for seed in seeds for spec in specs), unit="part")
     print(report.write(folder))
     print(f"Results and figures: {folder}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

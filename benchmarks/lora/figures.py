@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import Colours, bands, legend, palette, save, seed_rows
+from benchmarks.core.plotting import Colours, bands, legend, palette, save, seed_rows, subplots
 from benchmarks.core.records import Runs
 from benchmarks.lora.methods import BASELINE, PROBE
 
@@ -29,8 +29,7 @@ def write(folder: Path, runs: Runs, title: str) -> None:
 
 def _accuracy(runs: Runs, colours: Colours) -> Figure:
     """Test accuracy of each method, one dot a seed."""
-    figure = Figure(figsize=(7.5, 1.6 + 0.45 * len(runs)), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots((7.5, 1.6 + 0.45 * len(runs)))
     seed_rows(axis, runs, lambda record: 100 * record["final"]["test_top1"], colours)
     axis.set_xlabel("accuracy (%) (dots: seeds; diamond: mean ± standard deviation)")
     axis.margins(x=0.1)
@@ -39,8 +38,7 @@ def _accuracy(runs: Runs, colours: Colours) -> Figure:
 
 
 def _learning_curves(runs: Runs, colours: Colours) -> Figure:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = subplots((10, 4), 1, 2)
     panels = (("test_top1", "accuracy (%)", 100), ("train_loss", "training loss (nats)", 1))
     for axis, (name, axis_label, scale) in zip(axes, panels, strict=True):
         bands(axis, runs, colours, "evaluations", "step", name, scale=scale)
@@ -62,8 +60,9 @@ def _balancedness(runs: Runs, colours: Colours) -> Figure:
     parts = list(dict.fromkeys(part for part, _ in places))
     layers = sorted({layer for _, layer in places})
     shown = {"first": layers[0], "middle": layers[len(layers) // 2], "last": layers[-1]}
-    figure = Figure(figsize=(12, 1 + 2.9 * len(parts)), layout="constrained")
-    axes = figure.subplots(len(parts), len(shown), sharex=True, squeeze=False)
+    figure, axes = subplots(
+        (12, 1 + 2.9 * len(parts)), len(parts), len(shown), sharex=True, squeeze=False
+    )
     for row, part in zip(axes, parts, strict=True):
         for axis, (name, layer) in zip(row, shown.items(), strict=True):
             bands(axis, runs, colours, "trace", "step", places[part, layer])

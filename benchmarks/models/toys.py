@@ -46,6 +46,11 @@ class Toy(NamedTuple):
         """The loss without noise: the squared distance of the product from the target."""
         return jnp.sum((self.product(cores) - self.target) ** 2)
 
+    def imbalance(self, cores: Cores) -> jax.Array:
+        """The balancedness B of two cores, the norm deviation Q of more."""
+        measure = samax.balancedness if len(cores) == 2 else samax.norm_deviation
+        return measure(cores, self.groups)["cores"]
+
     @property
     def groups(self) -> dict[str, str]:
         """Labels that make one group of all cores."""
@@ -179,12 +184,8 @@ def trajectories(toy: Toy, method: str, seeds: int, every: int = 100) -> Traject
         tx, groups = optimizer(toy, method), toy.groups
 
         def measure(cores: Cores, covariance: jax.Array) -> dict[str, jax.Array]:
-            if len(cores) == 2:
-                imbalance = jnp.abs(samax.balancedness(cores, groups)["cores"])
-            else:
-                imbalance = samax.norm_deviation(cores, groups)["cores"]
             return {
-                "imbalance": imbalance,
+                "imbalance": jnp.abs(toy.imbalance(cores)),
                 "covariance": covariance,
                 "distance": toy.loss(cores),
                 "size": optax.tree.norm(cores, squared=True),

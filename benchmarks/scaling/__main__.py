@@ -9,7 +9,6 @@ Writes results.json, results.csv, summary.md and bytes.png to `--out`.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,3 @@ def main(arguments: Configuration) -> None:
     records.write_record(arguments.out / "results.json", record)
     print(report.write(arguments.out))
     print(f"Results and figure: {arguments.out}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from benchmarks.core.plotting import STYLE, palette, save
+from benchmarks.core.plotting import STYLE, palette, save, subplots
 from benchmarks.scaling.programs import LAYOUTS, METHODS
 
 Row = dict[str, Any]
@@ -24,9 +24,8 @@ def write(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> Non
 def _figure(settings: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
     """A panel a layout: bars of what a device sends, by number of devices and method."""
     colours = palette(METHODS)
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2).flat
-    for axis, layout in zip(axes, LAYOUTS, strict=True):
+    figure, axes = subplots((11, 7.5), 2, 2)
+    for axis, layout in zip(axes.flat, LAYOUTS, strict=True):
         _bars(axis, [row for row in rows if row["layout"] == layout], colours)
         axis.set_title(LAYOUTS[layout].replace(": ", ":\n", 1), fontsize=9, loc="left")
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]

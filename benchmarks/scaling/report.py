@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.core import command, frames, records
 from benchmarks.scaling import figures
-from benchmarks.scaling.programs import LAYOUTS
+from benchmarks.scaling.programs import LAYOUTS, methods
 
 Row = dict[str, Any]
 
@@ -28,7 +28,7 @@ and then travel with the next one's, they go one by one: the bytes are the same,
 more. Which arrays share a collective is XLA's choice, and another on accelerators.
 """
 _CPU_TIMES = "Simulated devices share the cores of one CPU: these times say nothing about scaling."
-_DATA_PARALLEL = ("jit", "shard_map")
+_BALANCING = ("nbar", "obar", "das")
 
 
 class Target(NamedTuple):
@@ -44,24 +44,28 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     """Returns the targets on what the rows hold."""
     by = {(row["layout"], row["method"], row["devices"]): row for row in rows}
     several = sorted({row["devices"] for row in rows if row["devices"] > 1})
+    if not several:
+        return []
+
+    def pairs(layout: str, method: str) -> list[tuple[Row, Row]]:
+        return [(by[layout, method, n], by[layout, "sgd", n]) for n in several]
+
     found = []
-    for layout in _DATA_PARALLEL if several else ():
+    for layout in ("jit", "shard_map"):
         claims = [
             ("sam", 2, "synchronized SAM moves exactly twice SGD's bytes"),
-            *((name, 1, f"{name} moves exactly SGD's bytes") for name in ("nbar", "obar", "das")),
+            ("sam_per_device", 1, "per-device SAM moves exactly SGD's bytes"),
+            *((name, 1, f"{name} moves exactly SGD's bytes") for name in _BALANCING),
         ]
-        if layout == "shard_map":
-            claims.insert(1, ("sam_per_device", 1, "per-device SAM moves exactly SGD's bytes"))
         for method, times, claim in claims:
-            pairs = [(by[layout, method, n], by[layout, "sgd", n]) for n in several]
-            ratios = [row["bytes"] / base["bytes"] for row, base in pairs]
-            same = all(row["bytes"] == times * base["bytes"] for row, base in pairs)
-            shown = ", ".join(f"{ratio:g}" for ratio in sorted(set(ratios)))
-            found.append(Target(layout, claim, f"{shown} times", "met" if same else "not met"))
-    for layout in ("fsdp", "tensor") if several else ():
-        for method in ("nbar", "obar", "das"):
-            pairs = [(by[layout, method, n], by[layout, "sgd", n]) for n in several]
-            found.append(_norms_target(layout, method, pairs))
+            if method not in methods(layout):
+                continue
+            ratios = {row["bytes"] / base["bytes"] for row, base in pairs(layout, method)}
+            shown = ", ".join(f"{ratio:g}" for ratio in sorted(ratios))
+            verdict = "met" if ratios == {times} else "not met"
+            found.append(Target(layout, claim, f"{shown} times", verdict))
+    for layout in ("fsdp", "tensor"):
+        found += [_norms_target(layout, method, pairs(layout, method)) for method in _BALANCING]
     return found
 
 

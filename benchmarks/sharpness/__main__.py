@@ -9,7 +9,6 @@ model by model: repeat the command to continue.
 """
 
 import dataclasses
-import sys
 
 from benchmarks import data
 from benchmarks.core import command
@@ -47,7 +46,3 @@ def main(arguments: Configuration) -> None:
     for each in found:
         print(report.write(each.folder))
         print(f"Results and figures: {each.folder}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,12 +12,11 @@ import numpy as np
 
 from benchmarks.core import command, frames
 from benchmarks.core.classification import report
+from benchmarks.core.classification.report import BASELINE
 from benchmarks.core.frames import numbers, spread
-from benchmarks.core.records import Record, Runs, read_comparison
+from benchmarks.core.records import Record, Runs, by_method, read_comparison
 from benchmarks.sharpness import figures
 from benchmarks.sharpness.measures import ASCENT_STEPS, COLUMNS
-
-BASELINE = report.BASELINE
 
 _NOTES = (
     "Mean ± standard deviation over seeds, on the same {examples:,} training images for all "
@@ -39,7 +38,7 @@ def write(folder: Path) -> str:
     Returns the text of the summary.
     """
     found = read_comparison(folder)
-    runs = report.by_method(found)
+    runs = by_method(found)
     rows = {
         label: {name: spread(values) for name, values in numbers(seeds, _measures).items()}
         for label, seeds in runs.items()

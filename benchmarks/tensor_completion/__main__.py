@@ -13,7 +13,6 @@ table, the CSV and the figures are made from the records.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 from benchmarks.core import command, records
@@ -55,7 +54,3 @@ def main(arguments: Configuration) -> None:
             records.write_record(path, times)
     print(report.write(arguments.out))
     print(f"Results and figures: {arguments.out}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

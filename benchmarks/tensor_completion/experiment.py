@@ -1,7 +1,7 @@
 """Tucker completion of the serology tensor: the problem, its measures, and the runs on it."""
 
-import functools
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,24 +53,22 @@ def load(split: int) -> Problem:
     return Problem(
         jnp.asarray(tensor),
         jnp.asarray(observed, jnp.result_type(float)),
-        _tucker(tensor, observed, split, iterations=0),
+        hooi(tensor, observed, split, iterations=0),
     )
 
 
-def hooi(problem: Problem, split: int, iterations: int) -> Cores:
-    """Returns TensorLy's solution: higher-order orthogonal iteration with imputed entries."""
-    observed = np.asarray(problem.observed, bool)
-    return _tucker(np.asarray(problem.tensor), observed, split, iterations)
+def hooi(tensor: Any, observed: Any, split: int, iterations: int) -> Cores:
+    """Returns TensorLy's solution: higher-order orthogonal iteration with imputed entries.
 
-
-def _tucker(tensor: np.ndarray, observed: np.ndarray, split: int, iterations: int) -> Cores:
+    After 0 iterations it is where all methods start.
+    """
     core, factors = tucker(
-        tensor,
+        np.asarray(tensor),
         rank=RANK,
         init="random",
         n_iter_max=iterations,
         tol=1e-5,
-        mask=observed,
+        mask=np.asarray(observed, bool),
         random_state=np.random.RandomState(split),
     )
     return {f"core_{i}": jnp.asarray(part) for i, part in enumerate([core, *factors])}
@@ -129,7 +127,7 @@ def train(
     Returns:
         The last cores, and what `measure` gives at the end of each of `records_made` equal parts.
     """
-    loss, look = (functools.partial(each, problem=problem) for each in (loss_fn, measure))
+    loss, look = partial(loss_fn, problem=problem), partial(measure, problem=problem)
     cores, curves = descend(tx, loss, cores, steps, steps // records_made, look)
     return cores, jax.tree.map(lambda values: values[1:], curves)  # without the start's
 
@@ -184,10 +182,10 @@ class Completion(Experiment[tuple[str, int]]):
         compile_seconds, curves = None, {}
         start = time.perf_counter()
         if name == "hooi":
-            cores = hooi(problem, split, self._steps)
+            cores = hooi(problem.tensor, problem.observed, split, self._steps)
         else:
             tx = methods(self._steps)[name]
-            function = functools.partial(train, tx=tx, steps=self._steps)
+            function = partial(train, tx=tx, steps=self._steps)
             start_cores = jax.tree.map(jnp.copy, problem.cores)  # the program takes its cores
             program = compile_program(function, start_cores, problem)
             compile_seconds = program.compile_seconds
@@ -213,9 +211,7 @@ def overhead(steps: int, rounds: int) -> dict[str, Any]:
         return jax.tree.map(jnp.copy, problem.cores)
 
     programs = {
-        name: compile_program(
-            functools.partial(train, tx=tx, steps=steps, records_made=1), start(), problem
-        )
+        name: compile_program(partial(train, tx=tx, steps=steps, records_made=1), start(), problem)
         for name, tx in methods(steps).items()
     }
     runs = {

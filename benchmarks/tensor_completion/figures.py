@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import legend, palette, save
+from benchmarks.core.plotting import legend, palette, save, subplots
 from benchmarks.core.records import Record
 
 _COLOURS = palette(("sam", "das", "obar", "hooi", "adam"), dark="adam")
@@ -22,8 +22,7 @@ def write(folder: Path, runs: Runs) -> None:
 
 def _training(runs: Runs) -> Figure:
     """R^2 on both kinds of entries and the norm deviation over the steps, a line a split."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    axes = figure.subplots(1, 3)
+    figure, axes = subplots((13, 4), 1, 3)
     panels = (
         ("r2_observed", r"$R^2$, observed entries"),
         ("r2_held_out", r"$R^2$, held-out entries (below 0: off the axis)"),
@@ -48,8 +47,7 @@ def _training(runs: Runs) -> Figure:
 
 def _sharpness(runs: Runs) -> Figure:
     """The rise of the loss along random directions of norm 1: the median and the quartiles."""
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots((7.5, 4.4))
     for name, made in runs.items():
         rises = np.concatenate(
             [np.array(record["loss_along_directions"]) - record["loss"] for record in made]

@@ -9,7 +9,6 @@ one is not repeated. What a step takes is measured by `benchmarks.step_time --pr
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 from benchmarks.core import command
@@ -62,7 +61,3 @@ def main(arguments: Configuration) -> None:
         level_report.write(path)
     print(report.write(folder))
     print(f"Results and figures: {folder}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import palette, save
+from benchmarks.core.plotting import palette, save, subplots
 
 _PANELS = (
     ("last10_test_top1", "std", "test top-1 (%), mean of the last 10 epochs"),
@@ -23,8 +23,7 @@ def _accuracy(rows: list[dict[str, Any]]) -> Figure:
     """The accuracy, and its difference to SGD's, against the share of wrong labels."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     colours = palette(methods)
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = subplots((10.5, 4.2), 1, 2)
     for axis, (name, error, label) in zip(axes, _PANELS, strict=True):
         for place, method in enumerate(methods):
             own = [row for row in rows if row["method"] == method]

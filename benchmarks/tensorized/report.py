@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.core import command, frames
 from benchmarks.core.classification import report
-from benchmarks.core.records import Record, Runs, check_config, read_records, shared_config
+from benchmarks.core.records import (
+    Record,
+    Runs,
+    by_method,
+    check_config,
+    read_records,
+    shared_config,
+)
 from benchmarks.tensorized import figures
 
 DIFFERENCE = f"last10_test_top1_minus_{report.BASELINE}"
@@ -33,12 +41,12 @@ _TABLES = {
     "Norm deviation Q": lambda row: frames.mean_std(row["norm_deviation"]),
     "Time relative to SGD": lambda row: frames.number(row.get("relative_epoch_time"), ".2f"),
 }
-_CSV = {
-    "last10_test_top1": ("mean", "std"),
-    DIFFERENCE: ("mean", "standard_error"),
-    "last10_train_eval_top1": ("mean", "std"),
-    "norm_deviation": ("mean", "std"),
-}
+_CSV = (
+    *("label_noise", "method", "seeds", "last10_test_top1_mean", "last10_test_top1_std"),
+    *(f"{DIFFERENCE}_mean", f"{DIFFERENCE}_standard_error"),
+    *("last10_train_eval_top1_mean", "last10_train_eval_top1_std"),
+    *("norm_deviation_mean", "norm_deviation_std"),
+)
 
 
 def write(folder: Path) -> str:
@@ -58,7 +66,7 @@ def write(folder: Path) -> str:
         check_config(config, shared[0], path)
     noises = sorted({run["config"]["label_noise"] for run in found.values()})
     levels = {
-        noise: report.by_method(r for r in found.values() if r["config"]["label_noise"] == noise)
+        noise: by_method(r for r in found.values() if r["config"]["label_noise"] == noise)
         for noise in noises
     }
     rows = summarize(levels)
@@ -66,7 +74,8 @@ def write(folder: Path) -> str:
     record = next(iter(next(iter(levels[noises[0]].values())).values()))
     record = {**record, "config": {**record["config"], "label_noise": 0.0}}
     text = to_markdown(record, levels, rows)
-    lines = frames.csv(map(_line, rows))
+    flat = pd.json_normalize(rows, sep="_").rename(columns={"last10_test_top1_seeds": "seeds"})
+    lines = frames.csv(flat.reindex(columns=_CSV).to_dict("records"))
     frames.write(folder, {"summary.md": text, "summary.json": rows, "summary.csv": lines})
     figures.write(folder, rows, "\n".join(report.title(record)))
     return text
@@ -95,19 +104,6 @@ def to_markdown(record: Record, levels: dict[float, Runs], rows: list[dict[str, 
         table = frames.cross(rows, lambda r: f"{100 * r['label_noise']:g} % wrong labels", cell)
         parts.append(f"## {title}\n\n{table}")
     return "\n\n".join([*parts, *frames.fill(*_NOTES)]) + "\n"
-
-
-def _line(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "label_noise": row["label_noise"],
-        "method": row["method"],
-        "seeds": row["last10_test_top1"]["seeds"],
-        **{
-            f"{name}_{part}": (row.get(name) or {}).get(part)
-            for name, parts in _CSV.items()
-            for part in parts
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ measured again: after an interruption repeat the command. Minutes on two cores.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +45,3 @@ def main(arguments: Configuration) -> None:
         text = report.write(arguments.out)
     print(text)
     print(f"Results and figures: {arguments.out}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

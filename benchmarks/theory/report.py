@@ -51,10 +51,10 @@ def _summary(found: dict[str, records.Record]) -> str:
     for name, record in found.items():
         rows = [
             {
-                "claim": "*Outside:* " * claim["outside"] + _escaped(claim["text"]),
-                "where": _escaped(claim["setting"]),
-                "prediction": _escaped(claim["prediction"]),
-                "measured": _escaped(claim["measured"]),
+                "claim": "*Outside:* " * claim["outside"] + claim["text"],
+                "where": claim["setting"],
+                "prediction": claim["prediction"],
+                "measured": claim["measured"],
                 "holds?": "yes" if claim["holds"] else "**no**",
             }
             for claim in record["claims"]
@@ -62,10 +62,6 @@ def _summary(found: dict[str, records.Record]) -> str:
         figure = f"![{record['title']}]({name}.png)"
         parts += [f"### {record['title']}", figure, frames.markdown(rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,12 @@ def flow_rate(
     return jax.jvp(measure, (params,), (updates,))[1]
 
 
+def sam_rate(toy: Toy, cores: Any, rho: jax.Array | float) -> jax.Array:
+    """SAM's dB/dt, or dQ/dt of more than two cores."""
+    tx = optax.chain(samax.sam(rho), optax.sgd(1.0))
+    return flow_rate(tx, toy.loss, cores, toy.imbalance)
+
+
 def law_errors(
     toy: Toy,
     rate: Callable[[Toy, Any, jax.Array], jax.Array],

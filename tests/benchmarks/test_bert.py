@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ class TestLoading:
         assert {"embeddings.LayerNorm.bias", "embeddings.word_embeddings.weight"} <= set(tensors)
         loaded = bert.load(tmp_path)
         assert loaded.config == CONFIG
-        jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(model))
+        chex.assert_trees_all_equal(nnx.state(loaded), nnx.state(model))
 
     def test_in_bfloat16_the_norms_stay_float32(self, tmp_path):
         model = encoder()

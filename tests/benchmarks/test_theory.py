@@ -1,6 +1,5 @@
 import csv
 import json
-from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ from benchmarks.theory.claims import (
 )
 from benchmarks.theory.common import Claim, findings, listed, near, slope, spread
 from benchmarks.theory.experiment import TOPICS, Theory
-from benchmarks.theory.runs import bisect, flow_rate, law_errors
+from benchmarks.theory.runs import bisect, flow_rate, law_errors, sam_rate
 
 
 class TestCommon:
@@ -79,7 +78,9 @@ class TestLaws:
         with float64():
             problems = sensing.Sensing(*(np.stack([part]) for part in sensing.problem(0)))
             ends = {
-                name: sensing.losses(problems, name, [0.3], 0.1, 2_000, 2_000)[0, 0, -1]
+                name: sensing.follow(problems, name, [0.3], 0.1, 2_000, 2_000, look=sensing.loss)[
+                    0, 0, -1
+                ]
                 for name in ("SAM", "USAM")
             }
         assert ends["SAM"] < 0.02
@@ -90,11 +91,11 @@ class TestLaws:
         large = toys()["tucker_large_core"]
         with float64():
             errors = (
-                law_errors(nop(), balancedness.sam_rate, balancedness.law, rho),
-                law_errors(op(), balancedness.sam_rate, balancedness.product_law, rho),
-                law_errors(large, deviation.rate, deviation.law, rho),
+                law_errors(nop(), sam_rate, balancedness.law, rho),
+                law_errors(op(), sam_rate, balancedness.product_law, rho),
+                law_errors(large, sam_rate, deviation.law, rho),
             )
-            das = law_errors(large, partial(deviation.rate, method="DAS"), deviation.law, rho)
+            das = law_errors(large, deviation.das_rate, deviation.law, rho)
         for error in errors:
             assert 1.95 < slope(rho, error) < 2.05
         assert np.max(das) < 1e-12

@@ -7,7 +7,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import Colours, band, bands, entries, legend, palette, save, seed_rows
+from benchmarks.core.plotting import (
+    Colours,
+    band,
+    bands,
+    entries,
+    legend,
+    palette,
+    save,
+    seed_rows,
+    subplots,
+)
 from benchmarks.core.records import Runs
 
 
@@ -31,26 +41,21 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
 
 def _accuracy(runs: Runs, colours: Colours) -> Figure:
     """Last-10 test accuracy and generalization gap of each method, one dot a seed."""
-    figure = Figure(figsize=(9, 1.4 + 0.42 * len(runs)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    panels = (
-        (
-            "last10_test_top1",
-            "test top-1 (%), mean of the last 10 epochs\n"
-            "(dots: seeds; diamond: mean ± standard deviation)",
-        ),
-        ("generalization_gap", "generalization gap (points), train - test"),
+    figure, (accuracy, gap) = subplots((9, 1.4 + 0.42 * len(runs)), 1, 2, sharey=True)
+    seed_rows(accuracy, runs, lambda run: 100 * run["final"]["last10_test_top1"], colours)
+    accuracy.set_xlabel(
+        "test top-1 (%), mean of the last 10 epochs\n"
+        "(dots: seeds; diamond: mean ± standard deviation)"
     )
-    for axis, (name, label) in zip(axes, panels, strict=True):
-        seed_rows(axis, runs, lambda record, name=name: 100 * record["final"][name], colours)
-        axis.set_xlabel(label)
+    seed_rows(gap, runs, lambda run: 100 * run["final"]["generalization_gap"], colours)
+    gap.set_xlabel("generalization gap (points), train - test")
+    for axis in (accuracy, gap):
         axis.margins(x=0.12)
     return figure
 
 
 def _learning_curves(runs: Runs, colours: Colours) -> Figure:
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    axes = figure.subplots(1, 3)
+    figure, axes = subplots((13, 4), 1, 3)
     panels = (
         ("test_top1", "test top-1 (%)", 100),
         ("train_eval_top1", "train top-1 (%), evaluation mode", 100),
@@ -65,8 +70,7 @@ def _learning_curves(runs: Runs, colours: Colours) -> Figure:
 
 
 def _against_time(runs: Runs, colours: Colours, equal_time: float | None) -> Figure:
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots((8.5, 4.6))
     curves = {}
     for method, seeds in runs.items():
         times = np.cumsum(entries(seeds, "epochs", "compute_seconds"), axis=1).mean(0)
@@ -88,8 +92,7 @@ def _against_time(runs: Runs, colours: Colours, equal_time: float | None) -> Fig
 
 
 def _adaptive(runs: Runs, colours: Colours) -> Figure:
-    figure = Figure(figsize=(8.5, 5.6), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
+    figure, axes = subplots((8.5, 5.6), 2, 1, sharex=True)
     panels = (
         ("adaptive_weight", r"weight $\lambda_k$ (epoch mean)"),
         ("sharpness_ratio", r"ratio $r_k$ (epoch mean)"),

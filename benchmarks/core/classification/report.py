@@ -9,9 +9,7 @@ import numpy as np
 from benchmarks.core import frames
 from benchmarks.core.classification import figures
 from benchmarks.core.frames import difference, numbers, paired, percent, spread
-from benchmarks.core.methods import METHODS
-from benchmarks.core.records import Record, Runs, read_comparison
-from benchmarks.core.records import by_method as records_by_method
+from benchmarks.core.records import Record, Runs, by_method, read_comparison
 
 BASELINE = "sgd"
 DOUBLED = "sgd@2"
@@ -51,11 +49,6 @@ def write(folder: Path) -> str:
     frames.write(folder, {"summary.md": text, "summary.json": rows, "runs.csv": frames.csv(lines)})
     figures.write(folder / "figures", runs, "\n".join(title(records[0])), equal_time(runs))
     return text
-
-
-def by_method(records: Iterable[Record]) -> Runs:
-    """Groups records by method and seed, in the order of `METHODS`."""
-    return records_by_method(records, METHODS)
 
 
 def summarize(runs: Runs) -> list[dict[str, Any]]:

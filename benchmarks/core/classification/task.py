@@ -5,6 +5,7 @@ key, so that a run which was interrupted repeats what it would have done.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -71,26 +72,17 @@ class Classification:
     ) -> "Classification":
         """Returns the task of a run, from its record's configuration."""
         dtype = jnp.bfloat16 if config["bfloat16"] else jnp.float32
-
-        def build_model(seed: int) -> nnx.Module:
-            return models.build(
-                config["model"],
-                num_classes=dataset.num_classes,
-                in_channels=dataset.train_images.shape[-1],
-                width=config["width"],
-                dtype=dtype,
-                rngs=nnx.Rngs(seed),
-            )
-
-        recipe = Recipe(
-            config["batch_size"],
-            dataset.mean,
-            dataset.std,
-            config["flip"],
-            config["label_smoothing"],
-            dtype,
+        build = functools.partial(
+            models.build,
+            config["model"],
+            num_classes=dataset.num_classes,
+            in_channels=dataset.train_images.shape[-1],
+            width=config["width"],
+            dtype=dtype,
         )
-        return cls(build_model, recipe, cluster)
+        looks = dataset.mean, dataset.std, config["flip"]
+        recipe = Recipe(config["batch_size"], *looks, config["label_smoothing"], dtype)
+        return cls(lambda seed: build(rngs=nnx.Rngs(seed)), recipe, cluster)
 
     def trainer(self, tx: optax.GradientTransformation, scan: bool | None = None) -> Trainer:
         """Returns the trainer with an optimizer; over a cluster its state is on every device."""

@@ -12,13 +12,12 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-import samax
 from benchmarks.core.precision import float64
 from benchmarks.core.training import descend
 from benchmarks.models.toys import Cores, Toy, Trajectory, nop, op, steps_to_half, trajectories
 from benchmarks.theory.common import Claim, Findings, findings, limit, listed, near, slope, spread
 from benchmarks.theory.figures import BLUE, GREEN, GREY, ORANGE, note, panels, predicted
-from benchmarks.theory.runs import flow_rate, law_errors
+from benchmarks.theory.runs import law_errors, sam_rate
 
 START = 0.56  # |B| at the start of both toys
 _SECONDS = 10  # the papers' 1e5 steps of 1e-4
@@ -34,25 +33,14 @@ def law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
 def product_law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
     """The same for OP, a loss of x^T y: -2 rho |f'| B / sqrt(||x||^2 + ||y||^2)."""
     slope = 2 * (cores["x"] @ cores["y"] - toy.target)
-    balance = samax.balancedness(cores, toy.groups)["cores"]
-    return -2 * rho * jnp.abs(slope) * balance / optax.tree.norm(cores)
-
-
-def sam_rate(toy: Toy, cores: Cores, rho: jax.Array) -> jax.Array:
-    """SAM's own dB/dt."""
-    tx = optax.chain(samax.sam(rho), optax.sgd(1.0))
-    return flow_rate(tx, toy.loss, cores, lambda p: samax.balancedness(p, toy.groups)["cores"])
+    return -2 * rho * jnp.abs(slope) * toy.imbalance(cores) / optax.tree.norm(cores)
 
 
 def sgd_drift(eta: float) -> float:
     """Returns how far plain gradient descent on NOP moves B in a fixed time."""
     toy = nop()
-
-    def measure(cores: Cores) -> jax.Array:
-        return samax.balancedness(cores, toy.groups)["cores"]
-
     steps = round(_SECONDS / eta)
-    _, (first, last) = descend(optax.sgd(eta), toy.loss, toy.start, steps, steps, measure)
+    _, (first, last) = descend(optax.sgd(eta), toy.loss, toy.start, steps, steps, toy.imbalance)
     return abs(float(last - first))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from benchmarks.core.precision import float64
 from benchmarks.theory.common import Claim, Findings, findings, limit, near, spread
 from benchmarks.theory.figures import BLUE, COLOURS, GREY, ORANGE, PINK, note, panels, predicted
-from benchmarks.theory.runs import paths
+from benchmarks.theory.runs import METHODS, paths
 
 START = np.array([4.0, 10.0])
 GAP = 84.0  # y0^2 - x0^2, which gradient flow conserves
@@ -62,19 +62,12 @@ def measure(quick: bool) -> Findings:
         eta = np.geomspace(0.02, 0.2, 4 if quick else 10)
         tiny = np.geomspace(0.0002, 0.2, 4 if quick else 13)
         rho = np.array([0.07, 0.1, 0.15] if quick else [0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2])
-        plain = {name: squares(name, "USAM", 0.0, eta, short)[:, -1] for name in LOSSES}
+        plain = {name: squares(name, "GD", 0.0, eta, short)[:, -1] for name in LOSSES}
         usam = {name: squares(name, "USAM", eta, eta, short)[:, -1] for name in LOSSES}
         loud = squares("log cosh", "USAM", _LOUD, tiny, short)[:, -1]
         known = {name: float(squares(name, "USAM", 0.05, 0.05, short)[-1]) for name in LOSSES}
         sam = {name: squares(name, "SAM", rho, 0.05, long) for name in LOSSES}
-        shown = {
-            name: squares("log cosh", method, radius, 0.05, 20_000)
-            for name, method, radius in (
-                ("GD", "USAM", 0.0),
-                ("USAM", "USAM", 0.05),
-                ("SAM", "SAM", 0.05),
-            )
-        }
+        shown = {name: squares("log cosh", name, 0.05, 0.05, 20_000) for name in METHODS}
     rates = np.array([[drift(path) for path in paths] for paths in sam.values()])
     ratio = rates / (2 * 0.05 * rho**2)
     off = {

@@ -55,32 +55,35 @@ def hessian(problem: Sensing, u: jax.Array) -> jax.Array:
     return jax.hessian(lambda flat: loss(problem, flat.reshape(SIZE, SIZE)))(u.ravel())
 
 
-def losses(
-    problems: Sensing, method: str, rho: ArrayLike, eta: float, steps: int, every: int
-) -> np.ndarray:
-    """Returns the loss along the runs from the start, of shape (radii, problems, records)."""
-    return _runs(problems, method, rho, eta, steps, every, look=loss)
-
-
-def minima(problems: Sensing) -> Sensing:
-    """Returns the problems with gradient descent's minima as their starts."""
-    ends = _runs(problems, "GD", [0.0], 0.1, 20_000, 20_000, look=lambda _, u: u)[0, :, -1]
-    return problems._replace(start=ends)
-
-
-def walks(
-    problems: Sensing, method: str, rho: ArrayLike, steps: int, every: int, eta: float = _WALK_ETA
-) -> tuple[np.ndarray, np.ndarray]:
+def follow(
+    problems: Sensing,
+    method: str,
+    rho: ArrayLike,
+    eta: float,
+    steps: int,
+    every: int,
+    *,
+    look: Callable[[Sensing, jax.Array], Any],
+) -> Any:
     """Follows a method from where the problems start.
 
     Returns:
-        The distances from there and the traces of the Hessian, of shape (radii, problems, records).
+        What `look` finds on the way, of shape (radii, problems, records).
     """
 
-    def look(problem: Sensing, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.linalg.norm(u - problem.start), jnp.trace(hessian(problem, u))
+    def run(rho: jax.Array, problem: Sensing) -> Any:
+        tx = optax.chain(METHODS[method](rho), optax.sgd(eta))
+        own_loss, own_look = partial(loss, problem), partial(look, problem)
+        return descend(tx, own_loss, problem.start, steps, every, own_look)[1]
 
-    return _runs(problems, method, rho, eta, steps, every, look=look)
+    over_problems = jax.vmap(run, (None, 0))
+    found = jax.jit(jax.vmap(over_problems, (0, None)))(jnp.asarray(rho), problems)
+    return jax.tree.map(np.asarray, found)
+
+
+def walk(problem: Sensing, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The distance from where a problem starts, and the trace of the Hessian."""
+    return jnp.linalg.norm(u - problem.start), jnp.trace(hessian(problem, u))
 
 
 def measure(quick: bool) -> Findings:
@@ -90,25 +93,30 @@ def measure(quick: bool) -> Findings:
         drawn = [problem(seed) for seed in range(2 if quick else 5)]
         problems = Sensing(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
         rho = np.array([0.1, 0.3, 0.5] if quick else [0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5])
-        ends = {name: losses(problems, name, rho, 0.1, 5_000, 5_000)[..., -1] for name in METHODS}
-        curves = {name: losses(problems, name, [0.3], 0.1, 1_000, 1)[0] for name in METHODS}
-        found = minima(problems)
+        ends = {
+            name: follow(problems, name, rho, 0.1, 5_000, 5_000, look=loss)[..., -1]
+            for name in METHODS
+        }
+        curves = {
+            name: follow(problems, name, [0.3], 0.1, 1_000, 1, look=loss)[0] for name in METHODS
+        }
+        ends_of_gd = follow(problems, "GD", [0.0], 0.1, 20_000, 20_000, look=lambda _, u: u)
+        found = problems._replace(start=ends_of_gd[0, :, -1])
         radii = np.array([0.1, 0.3] if quick else [0.03, 0.1, 0.3])
         moved, traces = {}, {}
         for name in METHODS:
-            moved[name], traces[name] = walks(found, name, radii, steps, steps // 40)
-        tops = np.array(
-            [
-                np.linalg.eigvalsh(hessian(Sensing(*parts), parts[-1]))[-1]
-                for parts in zip(*found, strict=True)
-            ]
-        )
-        left = walks(found, "USAM", [0.3], 20_000, 20_000, eta=0.1)[0][0, :, -1]
+            walks = follow(found, name, radii, _WALK_ETA, steps, steps // 40, look=walk)
+            moved[name], traces[name] = walks
+        each = [Sensing(*parts) for parts in zip(*found, strict=True)]
+        tops = np.array([np.linalg.eigvalsh(hessian(one, one.start))[-1] for one in each])
+        left = follow(found, "USAM", [0.3], 0.1, 20_000, 20_000, look=walk)[0][0, :, -1]
     shown = np.unique(np.geomspace(1, 1_001, 100).round().astype(int)) - 1
     loud = rho >= 0.3
     still = max(np.max(moved[name]) for name in ("GD", "USAM"))
     share = traces["SAM"][..., -1] / traces["SAM"][..., 0]
     unstable = 0.1 * (tops + 0.3 * tops**2) > 2
+    others = left[~unstable]
+    largest = f"{others.max():.0e}" if len(others) else "none"
     setting = f"d = 10, rank 1, 20 measurements, {len(drawn)} seeds"
     radii_text = ", ".join(f"{radius:g}" for radius in radii)
     claims = [
@@ -146,7 +154,7 @@ def measure(quick: bool) -> Findings:
             "eigenvalue",
             f"the same minima, eta .1, rho .3, h {spread(tops)}",
             f"leaves {np.sum(unstable)} of {len(tops)}",
-            f"leaves {np.sum(left > 1e-6)}, at most {_largest(left[~unstable])} from the others",
+            f"leaves {np.sum(left > 1e-6)}, at most {largest} from the others",
             np.array_equal(left > 1e-6, unstable),
         ),
     ]
@@ -206,27 +214,3 @@ def draw(series: dict[str, Any]) -> Figure:
     right.set_title("From a minimum that gradient descent found")
     right.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
     return figure
-
-
-def _runs(
-    problems: Sensing,
-    method: str,
-    rho: ArrayLike,
-    eta: float,
-    steps: int,
-    every: int,
-    *,
-    look: Callable[[Sensing, jax.Array], Any],
-) -> Any:
-    def run(rho: jax.Array, problem: Sensing) -> Any:
-        tx = optax.chain(METHODS[method](rho), optax.sgd(eta))
-        own_loss, own_look = partial(loss, problem), partial(look, problem)
-        return descend(tx, own_loss, problem.start, steps, every, own_look)[1]
-
-    over_problems = jax.vmap(run, (None, 0))
-    found = jax.jit(jax.vmap(over_problems, (0, None)))(jnp.asarray(rho), problems)
-    return jax.tree.map(np.asarray, found)
-
-
-def _largest(values: np.ndarray) -> str:
-    return f"{values.max():.0e}" if len(values) else "none"
