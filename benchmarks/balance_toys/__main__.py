@@ -9,19 +9,17 @@ at several noise levels. Writes results.json, results.csv, curves.csv, summary.m
 to `--out`. A minute or two on one core.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+import tqdm
 
 from benchmarks.balance_toys import figures, report
-from benchmarks.balance_toys.experiment import EVERY, curves, make_record, run
+from benchmarks.balance_toys.experiment import EVERY, curves, make_record
 from benchmarks.core import command, frames, records
 from benchmarks.core.command import Command
-from benchmarks.models.toys import Toy, toys
+from benchmarks.models.toys import Toy, toys, trajectories
 
 Name = Literal["nop", "op", "tucker_large_core", "tucker_small_core"]
 
@@ -30,7 +28,7 @@ Name = Literal["nop", "op", "tucker_large_core", "tucker_small_core"]
 class Configuration(Command):
     """Which toys, and how long."""
 
-    toys: tuple[Name, ...] = ("nop", "op", "tucker_large_core", "tucker_small_core")  # Which toys.
+    toys: tuple[Name, ...] = get_args(Name)  # Which toys.
     steps: int | None = None  # A multiple of 100; by default each toy's own.
     seeds: int = 8  # Runs at each noise level.
     out: Path = Path("benchmarks/results/balance_toys")  # The results' folder.
@@ -42,26 +40,24 @@ class Configuration(Command):
             raise ValueError(f"--steps must be a multiple of {EVERY}, got {self.steps}.")
 
 
-def measure(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.balance_toys", saved="Nothing")
+def main(arguments: Configuration) -> None:
     """Runs all methods of the toys, writes what was found and prints the tables."""
     chosen: dict[str, Toy] = {
         name: toy._replace(steps=arguments.steps or toy.steps)
         for name, toy in toys().items()
         if name in arguments.toys
     }
-    results = {name: run(toy, name, arguments.seeds) for name, toy in chosen.items()}
+    results = {
+        name: {
+            method: trajectories(toy, method, arguments.seeds, EVERY)
+            for method in tqdm.tqdm(toy.methods, name)
+        }
+        for name, toy in chosen.items()
+    }
     folder = arguments.out
     records.write_record(folder / "results.json", make_record(chosen, results, arguments.seeds))
     frames.write(folder, {"curves.csv": frames.csv(curves(chosen, results))})
     print(report.write(folder))
     figures.write(folder, chosen, results, EVERY)
     print(f"Results and figures: {folder}")
-
-
-main = functools.partial(
-    command.run, Configuration, measure, "benchmarks.balance_toys", saved="Nothing"
-)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

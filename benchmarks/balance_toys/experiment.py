@@ -1,16 +1,12 @@
 """What is measured of the toys: a row a toy, method and noise level, and the means over time."""
 
-from __future__ import annotations
-
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from benchmarks.core import records
-from benchmarks.models.toys import BAR_ALPHA, Toy, Trajectory, steps_to_half, trajectories
+from benchmarks.models.toys import BAR_ALPHA, Toy, Trajectory, steps_to_half
 
 EVERY = 100  # steps between two records
 Results = Mapping[str, Mapping[str, Trajectory]]  # by toy and method
@@ -25,22 +21,6 @@ _ENDS = {
     ("tucker_large_core", "DAS"): {0.5: 1.393, 1.0: 0.904, 1.5: 0.534, 2.0: 0.280},
 }
 _HALVES = {("nop", "SAM"): {0.5: 25_600, 1.0: 12_200, 2.0: 6_100}}
-
-
-def run(toy: Toy, name: str, seeds: int) -> dict[str, Trajectory]:
-    """Runs all methods of a toy, with a line about each on standard error."""
-    found = {}
-    for method in toy.methods:
-        start = time.perf_counter()
-        found[method] = trajectories(toy, method, seeds, EVERY)
-        ends = found[method].imbalance[:, :, -1].mean(1)
-        at_levels = ", ".join(
-            f"{end:.3g} (a = {level:g})" for level, end in zip(toy.levels, ends, strict=True)
-        )
-        symbol = "|B|" if len(toy.start) == 2 else "Q"
-        seconds = time.perf_counter() - start
-        print(f"{name}  {method:4}  {symbol} {at_levels}  {seconds:.1f} s", file=sys.stderr)
-    return found
 
 
 def make_record(toys: Mapping[str, Toy], results: Results, seeds: int) -> records.Record:

@@ -1,17 +1,16 @@
 """The figures of `benchmarks.balance_toys`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import STYLE, save
+from benchmarks.core.plotting import STYLE, save, subplots
 from benchmarks.models.toys import Toy, Trajectory
 
 # Okabe and Ito's colours; dashes tell apart what lies on top of one another.
@@ -42,8 +41,7 @@ def _figure(toy: Toy, runs: Mapping[str, Trajectory], every: int) -> Figure:
     """A column a noise level: the imbalance above; below, what drives it or what it costs."""
     two = len(toy.start) == 2
     columns = len(toy.levels)
-    figure = Figure(figsize=(3.1 * columns, 5.4), layout="constrained")
-    axes = figure.subplots(2, columns, sharex=True, squeeze=False)
+    figure, axes = subplots((3.1 * columns, 5.4), 2, columns, sharex=True, squeeze=False)
     for index, level in enumerate(toy.levels):
         above, below = axes[:, index]
         above.sharey(axes[0, 0])
@@ -67,8 +65,7 @@ def _figure(toy: Toy, runs: Mapping[str, Trajectory], every: int) -> Figure:
     axes[1, 0].set_ylabel(
         r"$\|P - T\|^2$" if two else r"$\mathrm{Cov}(\|G_k\|^2, \|g_k\|^2)$, running mean"
     )
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
     settings = rf"$\eta$ = {toy.learning_rate:g}, $\rho$ = {toy.rho:g}"
     figure.suptitle(f"{toy.title};  {settings}", fontsize=10)
     return figure
@@ -94,7 +91,4 @@ def _line(axis: Axes, values: np.ndarray, method: str, every: int) -> None:
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Running means over a fiftieth of the run: a step's covariance is mostly noise."""
     width = max(1, values.shape[-1] // 50)
-    means = np.full(values.shape, np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(values[:, 1:], width, axis=-1)
-    means[:, width:] = windows.mean(-1)
-    return means
+    return pd.DataFrame(values.T).rolling(width).mean().to_numpy().T

@@ -3,8 +3,6 @@
 python -m benchmarks.balance_toys.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,11 +59,9 @@ and DAS *raise* `Q`: they are not balancing methods whatever the problem.
 def write(folder: Path) -> str:
     """Writes `summary.md` and `results.csv` from `results.json`; returns the summary."""
     record = records.read_record(folder / "results.json")
-    hardware, versions = record["hardware"], record["versions"]
-    software = ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax"))
-    seeds = record["settings"]["seeds"]
     parts = [
-        f"Norm balancing on toys: {seeds} seeds, float64, {hardware['device']}, {software}.",
+        f"Norm balancing on toys: {record['settings']['seeds']} seeds, float64, "
+        f"{record['hardware']['device']}, {frames.software(record, 'jax', 'optax')}.",
         _NOTES.strip(),
     ]
     full = problems.toys()
@@ -85,15 +81,14 @@ def write(folder: Path) -> str:
 
 
 def _header(symbol: str, rows: list[dict[str, Any]]) -> list[str]:
-    quoted = f"`{symbol}`".replace("|", r"\|")
     return [
         "method",
         "noise a",
-        f"{quoted} at the end (start {rows[0]['start']:.3g})",
+        f"`{symbol}` at the end (start {rows[0]['start']:.3g})",
         "reference",
         "steps to half",
         "reference",
-        r"`\|\|P - T\|\|^2` at the end",
+        "`||P - T||^2` at the end",
         "remark",
     ]
 

@@ -8,12 +8,8 @@ The results go to `--out`: one JSON record a run, a CSV, a table and figures. A 
 interrupted continues when the command is repeated; a finished one is not repeated.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
-import functools
-import sys
 from pathlib import Path
 
 from benchmarks.core import command
@@ -39,14 +35,13 @@ class Configuration(Images):
         """Raises a `ValueError` that names an argument which is out of its range."""
         super().check()
         self.within(0, 1, "label_noise")
-        if (
-            not self.distributed
-            and (self.coordinator, self.processes, self.process_id) != (None,) * 3
-        ):
+        places = (self.coordinator, self.processes, self.process_id)
+        if not self.distributed and any(place is not None for place in places):
             raise ValueError("--coordinator, --processes and --process-id need --distributed.")
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.cifar")
+def main(arguments: Configuration) -> None:
     """Runs every method with every seed, writes the report and prints its tables."""
     runs = arguments.runs()
     with contextlib.ExitStack() as stack:
@@ -61,10 +56,3 @@ def compare(arguments: Configuration) -> None:
         if cluster is None or cluster.writes:
             print(report.write(folder))
             print(f"Results and figures: {folder}")
-
-
-main = functools.partial(command.run, Configuration, compare, "benchmarks.cifar")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,5 @@
 """A run's checkpoints: its state and history, saved by Orbax each epoch, and the trained model."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -3,9 +3,8 @@
 An experiment's `Configuration` inherits from `Command`; the comments of its fields are the help.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 import math
 import shlex
 import sys
@@ -132,6 +131,23 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(
+    config: type[C], module: str, saved: str = "The last whole epoch"
+) -> Callable[[Callable[[C], None]], Callable[..., int]]:
+    """Decorates what a command does with its configuration: `run` with `argv` is left.
+
+    In the module that is the program, whose last definition it is, it runs the command and exits.
+    """
+
+    def decorate(action: Callable[[C], None]) -> Callable[..., int]:
+        command = functools.partial(run, config, action, module, saved=saved)
+        if action.__module__ == "__main__":
+            sys.exit(command())
+        return command
+
+    return decorate
 
 
 @dataclasses.dataclass(frozen=True)

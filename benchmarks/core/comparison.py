@@ -1,7 +1,5 @@
 """Methods and seeds that are compared: what such experiments have in common."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks.core.methods import MethodSpec

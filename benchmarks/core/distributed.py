@@ -6,8 +6,6 @@ and norms are then those of the whole batch, so that SAM's perturbation is the s
 the numbers are one device's up to the order of sums.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

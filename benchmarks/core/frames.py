@@ -1,7 +1,5 @@
 """Tables by pandas: means over seeds, how they are shown, Markdown and CSV."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,12 +27,23 @@ def markdown(rows: Iterable[Any], header: list[str] | None = None) -> str:
         rows: By column; or in order, where names come twice.
         header: In that case, the columns' names.
     """
-    frame = pd.DataFrame(list(rows), columns=header, dtype=object)
+    frame = pd.DataFrame(list(rows), columns=header, dtype=object).fillna("-")
+    frame = frame.replace(r"\|", r"\|", regex=True).rename(
+        columns=lambda name: name.replace("|", r"\|")
+    )
     # `disable_numparse`: numbers are texts by now, with the digits that they are to have.
-    return frame.fillna("-").to_markdown(index=False, tablefmt=_FORMAT, disable_numparse=True)
+    return frame.to_markdown(index=False, tablefmt=_FORMAT, disable_numparse=True)
 
 
-def csv(rows: Iterable[Mapping[str, Any]]) -> str:
+def cross(rows: Iterable[Row], column: Callable[[Row], str], cell: Callable[[Row], str]) -> str:
+    """Returns a Markdown table of texts: a line a method, columns by what `column` says."""
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        lines.setdefault(row["method"], {"method": row["method"]})[column(row)] = cell(row)
+    return markdown(lines.values())
+
+
+def csv(rows: Iterable[Mapping[Any, Any]]) -> str:
     """Returns a CSV file of rows; what a row lacks is empty."""
     return pd.DataFrame(list(rows), dtype=object).to_csv(index=False, lineterminator="\n")
 
@@ -53,6 +62,15 @@ def line(record: Record, **more: Any) -> Row:
 def by_seed(seeds: Mapping[int, Record], value: Callable[[Record], float | None]) -> pd.Series:
     """Returns a number of each run, by seed."""
     return pd.Series({seed: value(record) for seed, record in seeds.items()}, dtype=float)
+
+
+def numbers(
+    seeds: Mapping[int, Record], read: Callable[[Record], Mapping[str, Any]]
+) -> dict[str, pd.Series]:
+    """Returns numbers of each run by name, each by seed."""
+    rows = {seed: read(record) for seed, record in seeds.items()}
+    frame = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+    return {str(name): frame[name] for name in frame}
 
 
 def spread(values: pd.Series | Sequence[float | None]) -> dict[str, Any]:
@@ -126,10 +144,13 @@ def made_on(record: Record, *packages: str) -> str:
     """Says which hardware and versions a record was made with."""
     hardware = record["hardware"]
     unit = "core(s)" if hardware["backend"] == "cpu" else "device(s)"
-    versions = ", ".join(
-        f"{name} {record['versions'][name]}" for name in packages if name in record["versions"]
-    )
-    return f"{hardware['device']}, {hardware['count']} {unit}; {versions}"
+    return f"{hardware['device']}, {hardware['count']} {unit}; {software(record, *packages)}"
+
+
+def software(record: Record, *packages: str) -> str:
+    """Lists the versions of packages, of those that a record has."""
+    versions = record["versions"]
+    return ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
 
 
 def seeds_of(runs: Iterable[Mapping[int, Record]]) -> str:

@@ -5,8 +5,6 @@ factor multiplies the epochs, so that ``sgd@2`` is SGD given the number of gradi
 A new method is a row of `METHODS`; an experiment with other defaults takes its rows by `select`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """How all figures look, and what several of them draw."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,20 +27,19 @@ STYLE: Any = {
 }
 
 
+def subplots(size: tuple[float, float], *shape: int, **options: Any) -> tuple[Figure, Any]:
+    """Returns a figure of a size in inches, and its axes."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(*shape, **options)
+
+
 def draw_seeds(axis: Axes, row: int, values: np.ndarray, colour: str, number: str = ".2f") -> None:
     """Draws a method's row: one dot per seed, mean and standard deviation, the mean's value."""
+    mean, error = values.mean(), values.std(ddof=1) if len(values) > 1 else 0
     axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
-    error = values.std(ddof=1) if len(values) > 1 else 0
-    axis.errorbar(values.mean(), row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
-    axis.annotate(
-        f"{values.mean():{number}}",
-        (values.mean(), row),
-        xytext=(0, 8),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8.5,
-        color=colour,
-    )
+    axis.errorbar(mean, row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
+    above: Any = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+    axis.annotate(f"{mean:{number}}", (mean, row), **above, fontsize=8.5, color=colour)
 
 
 def seed_rows(
@@ -60,34 +57,47 @@ def seed_rows(
 
 def band(axis: Axes, x: ArrayLike, values: np.ndarray, method: str, colour: str) -> None:
     """Draws the mean over seeds (the first axis) with a band of one standard deviation."""
-    mean = values.mean(0)
-    reference = method.startswith("sgd")
-    axis.plot(
-        x,
-        mean,
-        color=colour,
-        label=method,
-        lw=1.8,
-        ls="--" if "@" in method else "-",
-        zorder=3 if reference else 2,
-    )
+    mean, style = values.mean(0), "--" if "@" in method else "-"
+    order = 3 if method.startswith("sgd") else 2
+    axis.plot(x, mean, color=colour, label=method, lw=1.8, ls=style, zorder=order)
     if len(values) > 1:
         deviation = values.std(0, ddof=1)
         axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.12, lw=0)
 
 
-def palette(methods: Iterable[str]) -> Colours:
-    """Returns a colour for each method, the same in every figure."""
+def entries(seeds: Mapping[int, Record], history: str, name: str) -> np.ndarray:
+    """Returns one quantity of the entries of a history, by seed and entry; missing ones are NaN."""
+    rows = [[entry.get(name) for entry in record[history]] for record in seeds.values()]
+    return np.array(rows, dtype=float)
+
+
+def bands(
+    axis: Axes, runs: Runs, colours: Colours, history: str, x: str, y: str, *, scale: float = 1
+) -> dict[str, np.ndarray]:
+    """Draws quantities of the entries of a history as a band a method; returns those of `y`."""
+    values = {method: scale * entries(seeds, history, y) for method, seeds in runs.items()}
+    for method, seeds in runs.items():
+        band(axis, entries(seeds, history, x)[0], values[method], method, colours[method])
+    return values
+
+
+def palette(methods: Iterable[str], dark: str = "sgd", grey: str = "sgd") -> Colours:
+    """Returns a colour for each method, the same in every figure.
+
+    Args:
+        methods: Their labels.
+        dark: The one that is the reference.
+        grey: How the labels of further references begin.
+    """
     labels = list(methods)
-    others = [label for label in labels if not label.startswith("sgd")]
+    others = [label for label in labels if label != dark and not label.startswith(grey)]
     colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
-    return {label: "0.15" if label == "sgd" else colours.get(label, "0.5") for label in labels}
+    return {label: "0.15" if label == dark else colours.get(label, "0.5") for label in labels}
 
 
 def legend(figure: Figure, axis: Axes) -> None:
     """Puts the legend of an axis beside the figure."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
 
 
 def save(

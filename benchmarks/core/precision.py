@@ -1,7 +1,5 @@
 """Computing in float64, for a block of work."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

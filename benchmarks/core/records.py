@@ -1,7 +1,5 @@
 """The record of a run: one JSON file, written whole or not at all, where reports start."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import math
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from benchmarks.core.methods import METHODS
 
 FORMAT = 1
 
@@ -54,19 +54,6 @@ def read_records(folder: Path) -> dict[Path, Record]:
     return {path: read_record(path) for path in sorted((folder / "runs").glob("*.json"))}
 
 
-def read_finished(path: Path, config: dict[str, Any]) -> Record | None:
-    """Reads the record of a run if it is finished; None if it is not.
-
-    Raises:
-        ValueError: The file holds a run of another configuration.
-    """
-    if not path.exists():
-        return None
-    record = read_record(path)
-    check_config(record["config"], config, path)
-    return record
-
-
 def read_comparison(folder: Path) -> list[Record]:
     """Reads the records of a folder, all of one comparison.
 
@@ -89,7 +76,7 @@ def check_folder(folder: Path, shared: dict[str, Any]) -> None:
         check_config(shared_config(record["config"]), json.loads(json.dumps(shared)), path)
 
 
-def by_method(records: Iterable[Record], names: Iterable[str]) -> Runs:
+def by_method(records: Iterable[Record], names: Iterable[str] = METHODS) -> Runs:
     """Groups records by method and seed, the methods in the order of their names in a table."""
     order = list(names)
 
@@ -141,22 +128,16 @@ def hardware() -> dict[str, Any]:
     if backend != "cpu":
         kinds = [device.device_kind for device in jax.devices()]
         return {"backend": backend, "device": kinds[0], "count": len(kinds)}
-    return {"backend": backend, "device": _cpu_model(), "count": _usable_cores()}
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    return {"backend": backend, "device": _cpu_model(), "count": cores}
 
 
 def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # not on macOS
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*:(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _finite(value: Any) -> Any:

@@ -5,13 +5,11 @@ goes forward in parts, such as epochs. After each part the state and the history
 a run which is killed at any moment ends with the numbers that it would have had.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -73,16 +71,16 @@ class Experiment(Generic[R]):
         return self.folder / "runs" / f"{self.name(run).replace(':', '_')}.json"
 
 
-class Progress:
+class Progress(tqdm.tqdm):
     """A bar over all runs; where there is no terminal, a line after each part."""
 
     def __init__(self, total: float, done: float = 0.0, unit: str = "epoch"):
-        """Draws the bar."""
-        self._unit, self._at = unit, done
-        self._plain = not sys.stderr.isatty()
-        self._bar = tqdm.tqdm(
+        """Draws the bar; as a context manager it is closed at the end."""
+        self._at, self._plain = done, not sys.stderr.isatty()
+        super().__init__(
             total=total,
             initial=done,
+            unit=unit,
             file=io.StringIO() if self._plain else sys.stderr,
             smoothing=0,
             mininterval=0.5,
@@ -92,39 +90,28 @@ class Progress:
 
     def skip(self, work: float) -> None:
         """Counts work that was done earlier."""
-        self._bar.initial += work
+        self.initial += work
         self.add(work)
 
     def add(self, work: float) -> None:
         """Counts work that is done."""
         self._at += work
-        self.show(self._at)
-
-    def show(self, done: float) -> None:
-        """Draws the bar at some work done, without counting it."""
-        self._bar.update(done - self._bar.n)
+        self.update(self._at - self.n)
 
     def tick(self, work: float) -> Tick:
-        """Returns what shows the share of a part that is done."""
-        return lambda share: self.show(self._at + share * work)
+        """Returns what shows the share of a part that is done, without counting it."""
+
+        def show(share: float) -> None:
+            self.update(self._at + share * work - self.n)
+
+        return show
 
     def say(self, name: str, part: int, parts: int, status: str) -> None:
         """Shows which part of which run is done, and what came of it."""
-        self._bar.set_description_str(f"{name} {self._unit} {part}/{parts}", refresh=False)
-        self._bar.set_postfix_str(status)
+        self.set_description_str(f"{name} {self.unit} {part}/{parts}", refresh=False)
+        self.set_postfix_str(status)
         if self._plain and part:
-            print(self._bar, flush=True)
-
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        self._bar.close()
-
-
-@contextlib.contextmanager
-def show_progress(total: float, done: float = 0.0, unit: str = "epoch") -> Iterator[Progress]:
-    """Yields a bar and closes it."""
-    with contextlib.closing(Progress(total, done, unit)) as progress:
-        yield progress
+            print(self, flush=True)
 
 
 def complete_all(
@@ -137,7 +124,7 @@ def complete_all(
     """
     listed = [(experiment, run, sum(experiment.parts(run))) for experiment, run in runs]
     done = sum(work for experiment, run, work in listed if _finished(experiment, run))
-    with show_progress(sum(work for *_, work in listed), done, unit) as progress:
+    with Progress(sum(work for *_, work in listed), done, unit) as progress:
         return [complete(experiment, run, progress) for experiment, run, _ in listed]
 
 
@@ -160,7 +147,12 @@ def _config(experiment: Experiment[R], run: R) -> dict[str, Any]:
 
 
 def _finished(experiment: Experiment[R], run: R) -> records.Record | None:
-    return records.read_finished(experiment.path(run), _config(experiment, run))
+    path = experiment.path(run)
+    if not path.exists():
+        return None
+    record = records.read_record(path)
+    records.check_config(record["config"], _config(experiment, run), path)
+    return record
 
 
 def _make(

@@ -1,7 +1,5 @@
 """Timing programs against one another: compiled ahead, run in turn, compared round by round."""
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping

@@ -5,8 +5,6 @@ CPU, where XLA runs convolutions inside loops about 22 times slower, the same st
 once a batch.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -162,6 +160,42 @@ class Trainer:
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, model_state, opt_state), metrics
+
+
+def descend(
+    tx: optax.GradientTransformation,
+    loss: Callable[[Any], jax.Array],
+    start: Any,
+    steps: int,
+    every: int,
+    measure: Callable[[Any], Any] = lambda params: params,
+) -> tuple[Any, Any]:
+    """Runs an optimizer on a loss without noise as one scan, for compiling.
+
+    Returns:
+        The last parameters, and the records: what `measure` returns at the start and after every
+        `every` steps, with a leading axis of `1 + steps / every`.
+
+    Raises:
+        ValueError: `every` does not divide `steps`.
+    """
+    if steps % every:
+        raise ValueError(f"steps must be a multiple of every={every}, and are {steps}.")
+    tx = optax.with_extra_args_support(tx)
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params, value=value, value_fn=loss)
+        return (optax.apply_updates(params, updates), state), None
+
+    def record(carry: Any, _: None) -> tuple[Any, Any]:
+        carry, _ = jax.lax.scan(step, carry, length=every)
+        return carry, measure(carry[0])
+
+    start = jax.tree.map(jnp.asarray, start)
+    (last, _), later = jax.lax.scan(record, (start, tx.init(start)), length=steps // every)
+    return last, jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), measure(start), later)
 
 
 def mean_scores(

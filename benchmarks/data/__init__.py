@@ -4,13 +4,13 @@ from pathlib import Path
 
 from benchmarks.data import digits
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.parquet import PARQUET
-from benchmarks.data.pickles import CIFAR10, CIFAR100
+from benchmarks.data.parquet import Parquet
+from benchmarks.data.pickles import CIFAR10, CIFAR100, Pickles
 from benchmarks.data.subset import corrupt_labels, take, take_fraction
 
 __all__ = ["Dataset", "corrupt_labels", "load", "take", "take_fraction"]
 
-LAYOUTS = (CIFAR10, CIFAR100, PARQUET)
+LAYOUTS: tuple[Pickles | Parquet, ...] = (CIFAR10, CIFAR100, Parquet())
 
 
 def load(name_or_path: str = "digits") -> Dataset:

@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from benchmarks.data.dataset import Dataset, make_dataset
+from benchmarks.data.dataset import Dataset
 
 SIZE = 32
 TEST_IMAGES = 360
@@ -22,7 +22,11 @@ def load() -> Dataset:
     upscaled = jax.image.resize(levels, (len(levels), SIZE, SIZE), method="bilinear")
     images = np.round(255 * np.asarray(upscaled)).astype(np.uint8)[..., None]
     train_images, test_images, train_labels, test_labels = train_test_split(
-        images, digits.target, test_size=TEST_IMAGES, stratify=digits.target, random_state=0
+        images,
+        digits.target.astype(np.int32),
+        test_size=TEST_IMAGES,
+        stratify=digits.target,
+        random_state=0,
     )
     names = tuple(str(name) for name in digits.target_names)
-    return make_dataset("digits", (train_images, train_labels), (test_images, test_labels), names)
+    return Dataset("digits", train_images, train_labels, test_images, test_labels, names)

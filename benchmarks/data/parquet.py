@@ -9,7 +9,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from PIL import Image
 
-from benchmarks.data.dataset import Dataset, Layout, make_dataset
+from benchmarks.data.dataset import Dataset
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -50,7 +50,7 @@ def _read_split(folder: Path, split: str) -> tuple[list[bytes], np.ndarray, tupl
             f"{paths[0]}: column {column!r} has values outside 0..{len(names) - 1}; "
             f"expected {DESCRIPTION}"
         )
-    return encoded, merged, names
+    return encoded, merged.astype(np.int32), names
 
 
 def _decode(encoded: list[bytes], where: str) -> np.ndarray:
@@ -69,20 +69,23 @@ def _decode(encoded: list[bytes], where: str) -> np.ndarray:
     return np.stack(images)
 
 
-def _load(folder: Path) -> Dataset:
-    train_encoded, train_labels, names = _read_split(folder, "train")
-    test_encoded, test_labels, _ = _read_split(folder, "test")
-    train = (_decode(train_encoded, f"{folder}/train*.parquet"), train_labels)
-    test = (_decode(test_encoded, f"{folder}/test*.parquet"), test_labels)
-    every = train_encoded + test_encoded
-    kinds = [kind for kind, is_kind in _LOSSY.items() if any(map(is_kind, every))]
-    name = f"cifar{len(names)}{''.join(kinds)}"
-    return make_dataset(name, train, test, names)
+class Parquet:
+    """Parquet files of a Hugging Face export in a folder."""
 
+    description = DESCRIPTION
+    subfolders = ("plain_text", "cifar100")
 
-PARQUET = Layout(
-    description=DESCRIPTION,
-    subfolders=("plain_text", "cifar100"),
-    matches=lambda folder: any(folder.glob("*.parquet")),
-    load=_load,
-)
+    def matches(self, folder: Path) -> bool:
+        """Whether a folder holds at least one of the files."""
+        return any(folder.glob("*.parquet"))
+
+    def load(self, folder: Path) -> Dataset:
+        """Reads a folder that matches; missing or damaged files are its errors."""
+        train_encoded, train_labels, names = _read_split(folder, "train")
+        test_encoded, test_labels, _ = _read_split(folder, "test")
+        train_images = _decode(train_encoded, f"{folder}/train*.parquet")
+        test_images = _decode(test_encoded, f"{folder}/test*.parquet")
+        every = train_encoded + test_encoded
+        kinds = [kind for kind, is_kind in _LOSSY.items() if any(map(is_kind, every))]
+        name = f"cifar{len(names)}{''.join(kinds)}"
+        return Dataset(name, train_images, train_labels, test_images, test_labels, names)

@@ -1,14 +1,12 @@
 """The official CIFAR-10 and CIFAR-100 Python pickles, read without running what they contain."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.data.dataset import Dataset, Layout, make_dataset
+from benchmarks.data.dataset import Dataset
 
 # A pickle can name any function and call it. These are what an array of plain numbers needs, and
 # the encoding with which Python 3 writes bytes in protocol 2; nothing else is looked up.
@@ -31,8 +29,8 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
 
 
-class _Files(NamedTuple):
-    """What one of the two data sets calls its files and their entries."""
+class Pickles(NamedTuple):
+    """What one of the two data sets calls its files and their entries, and how it is read."""
 
     name: str
     train: tuple[str, ...]
@@ -40,22 +38,25 @@ class _Files(NamedTuple):
     meta: str
     labels: str
     class_names: str
-    folder: str
+    subfolders: tuple[str, ...]  # Where the files lie when the user names the folder's parent
 
     @property
     def description(self) -> str:
+        """The files, for error messages."""
         files = ", ".join((*self.train, self.test, self.meta))
-        return f"the official {self.name} Python pickles ({files}), as in {self.folder}/"
+        return f"the official {self.name} Python pickles ({files}), as in {self.subfolders[0]}/"
 
     def matches(self, folder: Path) -> bool:
+        """Whether a folder holds at least one of the files."""
         return any((folder / file).is_file() for file in (*self.train, self.test, self.meta))
 
     def load(self, folder: Path) -> Dataset:
+        """Reads a folder that matches; missing or damaged files are its errors."""
         names = [_text(name) for name in self._read(folder / self.meta)[self.class_names]]
         batches = [self._images_and_labels(folder / file, len(names)) for file in self.train]
         images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         test = self._images_and_labels(folder / self.test, len(names))
-        return make_dataset(self.name, (images, labels), test, tuple(names))
+        return Dataset(self.name, images, labels, *test, tuple(names))
 
     def _read(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
@@ -85,7 +86,7 @@ class _Files(NamedTuple):
                 f"{path}: not a batch of images ({type(error).__name__}: {error}); "
                 f"expected {self.description}"
             ) from error
-        return np.ascontiguousarray(images), labels
+        return np.ascontiguousarray(images), labels.astype(np.int32)
 
 
 def _text(value: str | bytes) -> str:
@@ -93,16 +94,12 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _layout(*files: Any) -> Layout:
-    found = _Files(*files)
-    return Layout(found.description, (found.folder,), found.matches, found.load)
-
-
-CIFAR10 = _layout(
+CIFAR10 = Pickles(
     "cifar10",
     tuple(f"data_batch_{number}" for number in range(1, 6)),
-    *("test_batch", "batches.meta", "labels", "label_names", "cifar-10-batches-py"),
+    *("test_batch", "batches.meta", "labels", "label_names", ("cifar-10-batches-py",)),
 )
-CIFAR100 = _layout(
-    *("cifar100", ("train",), "test", "meta", "fine_labels", "fine_label_names"), "cifar-100-python"
+CIFAR100 = Pickles(
+    *("cifar100", ("train",), "test", "meta", "fine_labels", "fine_label_names"),
+    ("cifar-100-python",),
 )

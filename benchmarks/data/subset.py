@@ -1,8 +1,10 @@
 """Less data and noisy labels: the two ways in which the papers make a data set harder."""
 
+import dataclasses
+
 import numpy as np
 
-from benchmarks.data.dataset import Dataset, channel_statistics
+from benchmarks.data.dataset import Dataset
 
 
 def _balanced_indices(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -21,34 +23,23 @@ def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Da
     """Returns a class-balanced subset by number of images.
 
     Every class keeps its share of the data to within one image, and with one seed a smaller subset
-    is contained in a larger one. The channel statistics become those of the remaining train images.
+    is contained in a larger one.
 
     Raises:
         ValueError: If a number is not between 1 and the images there are.
     """
-    for name, count, labels in (
-        ("train", train, dataset.train_labels),
-        ("test", test, dataset.test_labels),
-    ):
-        if count is not None and not 1 <= count <= len(labels):
+    for stream, (name, count) in enumerate((("train", train), ("test", test))):
+        if count is None:
+            continue
+        images, labels = (getattr(dataset, f"{name}_{part}") for part in ("images", "labels"))
+        if not 1 <= count <= len(labels):
             raise ValueError(
                 f"{name}={count}: {dataset.name!r} has {len(labels)} {name} images; "
                 f"pass a number from 1 to {len(labels)}, or None for all"
             )
-    if train is not None:
-        rng = np.random.default_rng([seed, 0])
-        keep = _balanced_indices(dataset.train_labels, train, rng)
-        images = dataset.train_images[keep]
-        mean, std = channel_statistics(images)
-        dataset = dataset._replace(
-            train_images=images, train_labels=dataset.train_labels[keep], mean=mean, std=std
-        )
-    if test is not None:
-        rng = np.random.default_rng([seed, 1])
-        keep = _balanced_indices(dataset.test_labels, test, rng)
-        dataset = dataset._replace(
-            test_images=dataset.test_images[keep], test_labels=dataset.test_labels[keep]
-        )
+        keep = _balanced_indices(labels, count, np.random.default_rng([seed, stream]))
+        parts = {f"{name}_images": images[keep], f"{name}_labels": labels[keep]}
+        dataset = dataclasses.replace(dataset, **parts)
     return dataset
 
 

@@ -1,7 +1,5 @@
 """Sentence classification data: tab-separated files, k-shot samples, and tokens in batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +39,7 @@ class Examples(NamedTuple):
     sentences: np.ndarray  # of strings, (n,)
     labels: np.ndarray  # int32, (n,)
 
-    def take(self, chosen: np.ndarray) -> Examples:
+    def take(self, chosen: np.ndarray) -> "Examples":
         """Returns the examples at some positions."""
         return Examples(self.sentences[chosen], self.labels[chosen])
 
@@ -52,20 +50,14 @@ class Tokens(NamedTuple):
     ids: np.ndarray  # int32, (n, longest)
     lengths: np.ndarray  # int32, (n,)
 
-    def batch(self, chosen: np.ndarray, length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns ids and mask of a batch.
+    def batch(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ids and mask of the sentences at some positions, of shape (sentences, length).
 
-        Args:
-            chosen: The sentences' positions.
-            length: Tokens a sentence; by default as many as the longest has, rounded up to a
-                multiple of 16. What is cut off is padding, which no result depends on.
-
-        Returns:
-            Arrays of shape (len(chosen), length).
+        The length is that of the longest of them, rounded up to a multiple of 16: what is cut off
+        is padding, which no result depends on.
         """
         lengths = self.lengths[chosen]
-        if length is None:
-            length = -(-int(lengths.max()) // _MULTIPLE) * _MULTIPLE
+        length = -(-int(lengths.max()) // _MULTIPLE) * _MULTIPLE
         ids = np.zeros((len(chosen), length), np.int32)
         rows = self.ids[chosen, :length]
         ids[:, : rows.shape[1]] = rows

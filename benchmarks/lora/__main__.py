@@ -10,11 +10,7 @@ finished one is not repeated. What a step takes is measured by `benchmarks.step_
 lora`.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -61,7 +57,8 @@ class Configuration(Command):
         text.check(self.task)
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.lora", saved="All until the last evaluation")
+def main(arguments: Configuration) -> None:
     """Runs every method with every seed, writes the report and prints its table."""
     specs = parse_methods(arguments.methods, METHODS)
     for spec in specs:  # before anything is trained: can each be built?
@@ -89,12 +86,3 @@ def compare(arguments: Configuration) -> None:
     complete_all(((comparison, (spec, seed)) for seed in seeds for spec in specs), unit="part")
     print(report.write(folder))
     print(f"Results and figures: {folder}")
-
-
-main = functools.partial(
-    command.run, Configuration, compare, "benchmarks.lora", saved="All until the last evaluation"
-)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

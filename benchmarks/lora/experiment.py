@@ -1,7 +1,6 @@
 """Methods and seeds fine-tuned on one task: a part is what is trained until an evaluation."""
 
-from __future__ import annotations
-
+import functools
 import time
 import zlib
 from pathlib import Path
@@ -74,7 +73,7 @@ class FineTuning(Comparison):
     packages = ("tokenizers", "scikit-learn")
 
     def __init__(
-        self, split: Split, pretrained: Pretrained, arguments: Configuration, folder: Path
+        self, split: Split, pretrained: Pretrained, arguments: "Configuration", folder: Path
     ):
         """Tokenizes what is evaluated on.
 
@@ -109,16 +108,9 @@ class FineTuning(Comparison):
         }
         records.check_folder(folder, self.shared)
         self._evaluation = self._tokenize(split.evaluation)
+        build = functools.partial(build_classifier, pretrained.encoder, len(self._task.labels))
         options: dict[str, Any] = {"adapter": arguments.adapter, "rank": arguments.rank}
-        self._model = SentenceTask(
-            lambda seed: build_classifier(
-                pretrained.encoder,
-                len(self._task.labels),
-                seed,
-                alpha=arguments.lora_alpha,
-                **options,
-            )
-        )
+        self._model = SentenceTask(functools.partial(build, alpha=arguments.lora_alpha, **options))
         self.trainers = {}
         steps, every = arguments.steps, arguments.eval_every
         self._ends = [0, *range(every, steps, every), steps]
@@ -164,11 +156,12 @@ class FineTuning(Comparison):
                 for chosen, filled in self._evaluation.chunks()
             ),
         )
-        entry = {"step": end}
-        for key in metrics[0]:
-            entry[key] = float(np.mean([values[key] for values in metrics], dtype=np.float64))
-        entry |= {f"test_{key}": value for key, value in test.items()}
-        history["evaluations"].append({**entry, "wall_seconds": seconds})
+        means = {
+            key: float(np.mean([values[key] for values in metrics], dtype=np.float64))
+            for key in metrics[0]
+        }
+        scores = {f"test_{key}": value for key, value in test.items()}
+        history["evaluations"].append({"step": end, **means, **scores, "wall_seconds": seconds})
         return state
 
     def final(self, run: Run, state: TrainState | None, history: History) -> dict[str, Any]:

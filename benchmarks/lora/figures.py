@@ -1,14 +1,11 @@
 """The figures of a fine-tuning comparison."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import COLOURS, Colours, band, legend, save, seed_rows
+from benchmarks.core.plotting import Colours, bands, legend, palette, save, seed_rows, subplots
 from benchmarks.core.records import Runs
 from benchmarks.lora.methods import BASELINE, PROBE
 
@@ -22,7 +19,7 @@ _MEASURES = {
 def write(folder: Path, runs: Runs, title: str) -> None:
     """Writes `accuracy.png` and, where anything was trained, the curves and the balancedness."""
     trained = {label: seeds for label, seeds in runs.items() if not label.startswith(PROBE)}
-    colours = _palette(runs)
+    colours = palette(runs, dark=BASELINE, grey=PROBE)
     drawings = {"accuracy": lambda: _accuracy(runs, colours)}
     if trained:
         drawings["learning_curves"] = lambda: _learning_curves(trained, colours)
@@ -32,8 +29,7 @@ def write(folder: Path, runs: Runs, title: str) -> None:
 
 def _accuracy(runs: Runs, colours: Colours) -> Figure:
     """Test accuracy of each method, one dot a seed."""
-    figure = Figure(figsize=(7.5, 1.6 + 0.45 * len(runs)), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots((7.5, 1.6 + 0.45 * len(runs)))
     seed_rows(axis, runs, lambda record: 100 * record["final"]["test_top1"], colours)
     axis.set_xlabel("accuracy (%) (dots: seeds; diamond: mean ± standard deviation)")
     axis.margins(x=0.1)
@@ -42,19 +38,11 @@ def _accuracy(runs: Runs, colours: Colours) -> Figure:
 
 
 def _learning_curves(runs: Runs, colours: Colours) -> Figure:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = subplots((10, 4), 1, 2)
     panels = (("test_top1", "accuracy (%)", 100), ("train_loss", "training loss (nats)", 1))
     for axis, (name, axis_label, scale) in zip(axes, panels, strict=True):
-        for label, seeds in runs.items():
-            rows = [
-                [scale * entry[name] for entry in record["evaluations"]]
-                for record in seeds.values()
-            ]
-            steps = [entry["step"] for entry in next(iter(seeds.values()))["evaluations"]]
-            band(axis, steps, np.array(rows), label, colours[label])
-        axis.set_xlabel("iteration")
-        axis.set_ylabel(axis_label)
+        bands(axis, runs, colours, "evaluations", "step", name, scale=scale)
+        axis.set(xlabel="iteration", ylabel=axis_label)
     axes[0].set_title("line and band: mean ± standard deviation", fontsize=9, loc="left")
     axes[1].set_title("mean since the evaluation before", fontsize=9, loc="left")
     legend(figure, axes[0])
@@ -72,15 +60,12 @@ def _balancedness(runs: Runs, colours: Colours) -> Figure:
     parts = list(dict.fromkeys(part for part, _ in places))
     layers = sorted({layer for _, layer in places})
     shown = {"first": layers[0], "middle": layers[len(layers) // 2], "last": layers[-1]}
-    figure = Figure(figsize=(12, 1 + 2.9 * len(parts)), layout="constrained")
-    axes = figure.subplots(len(parts), len(shown), sharex=True, squeeze=False)
+    figure, axes = subplots(
+        (12, 1 + 2.9 * len(parts)), len(parts), len(shown), sharex=True, squeeze=False
+    )
     for row, part in zip(axes, parts, strict=True):
         for axis, (name, layer) in zip(row, shown.items(), strict=True):
-            for label, seeds in runs.items():
-                group = places[part, layer]
-                values = [[entry[group] for entry in run["trace"]] for run in seeds.values()]
-                steps = [entry["step"] for entry in next(iter(seeds.values()))["trace"]]
-                band(axis, steps, np.array(values), label, colours[label])
+            bands(axis, runs, colours, "trace", "step", places[part, layer])
             axis.axhline(0, color="0.4", lw=1, ls=":")
             axis.set_title(f"{part}, {name} layer ({layer + 1})", fontsize=9.5, loc="left")
     for axis in axes[-1]:
@@ -89,10 +74,3 @@ def _balancedness(runs: Runs, colours: Colours) -> Figure:
         axis.set_ylabel(_MEASURES[record["config"]["adapter"]])
     legend(figure, axes[0, 0])
     return figure
-
-
-def _palette(runs: Runs) -> Colours:
-    """Returns a colour for each method, the same in every figure; AdamW is the dark reference."""
-    others = [label for label in runs if label not in (BASELINE, PROBE)]
-    colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
-    return {**colours, BASELINE: "0.15", PROBE: "0.5"}

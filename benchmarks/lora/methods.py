@@ -1,7 +1,5 @@
 """The optimizers that `benchmarks.lora` compares: the papers' settings and spans."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -3,17 +3,14 @@
 python -m benchmarks.lora.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
 from benchmarks.core import command, frames
-from benchmarks.core.frames import by_seed, difference, mean_std, paired, percent, spread
+from benchmarks.core.frames import difference, mean_std, numbers, paired, percent, spread
 from benchmarks.core.methods import parse_method
 from benchmarks.core.records import Record, Runs, by_method, read_comparison
 from benchmarks.data.text import TASKS
@@ -64,19 +61,20 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
 
     Accuracies are fractions. Differences and ratios are to the first row of AdamW.
     """
-    baseline = next((runs[label] for label in runs if _name(label) == BASELINE), None)
+    names = {label: parse_method(label, METHODS).name for label in runs}
+    finals = {
+        label: numbers(seeds, lambda record: record["final"]) for label, seeds in runs.items()
+    }
+    baseline = next((finals[label] for label in runs if names[label] == BASELINE), None)
     rows = []
-    for label, seeds in runs.items():
-        row: dict[str, Any] = {"method": label, "name": _name(label)}
-        for key in next(iter(seeds.values()))["final"]:
-            row[key] = spread(by_seed(seeds, _final(key)))
-        if baseline is not None and seeds is not baseline:
-            accuracies = (by_seed(each, _final("test_top1")) for each in (seeds, baseline))
-            minus = paired(*accuracies)
+    for label, own in finals.items():
+        row: dict[str, Any] = {"method": label, "name": names[label]}
+        row |= {key: spread(values) for key, values in own.items()}
+        if baseline is not None and own is not baseline:
+            minus = paired(own["test_top1"], baseline["test_top1"])
             row["test_top1_minus_adamw"] = {**minus, "resolved": _resolved(minus)}
             if "imbalance" in row:
-                own, other = (by_seed(each, _final("imbalance")) for each in (seeds, baseline))
-                ratios = (own / other).dropna()
+                ratios = (own["imbalance"] / baseline["imbalance"]).dropna()
                 largest = float(ratios.max()) if len(ratios) else None
                 row["imbalance_ratio"] = {**spread(ratios), "max": largest}
         rows.append(row)
@@ -165,14 +163,6 @@ def _resolved(minus: dict[str, Any]) -> bool | None:
         return None
     width = stats.t.ppf(0.975, minus["seeds"] - 1) * minus["standard_error"]
     return bool(abs(minus["mean"]) > width)
-
-
-def _name(label: str) -> str:
-    return parse_method(label, METHODS).name
-
-
-def _final(key: str) -> Callable[[Record], float]:
-    return lambda record: record["final"][key]
 
 
 def _mean(found: dict[str, Any] | None, form: str) -> str:

@@ -1,9 +1,7 @@
 """Searching a method's hyper-parameters with Optuna, on examples held out of the training pool."""
 
-from __future__ import annotations
-
 from benchmarks.core.methods import MethodSpec, parse_method
-from benchmarks.core.runs import complete, show_progress
+from benchmarks.core.runs import Progress, complete
 from benchmarks.lora.experiment import FineTuning
 from benchmarks.lora.methods import METHODS
 
@@ -31,7 +29,7 @@ def tune(name: str, comparison: FineTuning, trials: int) -> MethodSpec:
     )
     done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
     work = sum(comparison.parts((parse_method(name, METHODS), 0)))
-    with show_progress(trials * work, min(done, trials) * work, unit="part") as progress:
+    with Progress(trials * work, min(done, trials) * work, unit="part") as progress:
         # A seed of its own for each trial: with one seed for all, a search that is resumed would
         # draw its first trials again.
         for index in range(done, trials):

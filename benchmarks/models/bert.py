@@ -4,8 +4,6 @@ Devlin et al. 2018, arXiv 1810.04805: post-norm blocks, learned positions, exact
 shows, and costs 1e-4 where it is missed: the layer norms' epsilon is 1e-12.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import json
@@ -37,7 +35,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
 
     @classmethod
-    def read(cls, path: Path) -> BertConfig:
+    def read(cls, path: Path) -> "BertConfig":
         """Reads a `config.json`.
 
         Raises:

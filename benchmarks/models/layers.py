@@ -1,6 +1,6 @@
 """The layers that all the networks share, with the papers' initialization and padding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,21 @@ def conv(
 def batch_norm(features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """Batch normalization; statistics and parameters stay float32 whatever ``dtype`` is."""
     return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+def stages(
+    block: Callable[[int, int, int], nnx.Module],
+    features: int,
+    channels: Sequence[int],
+    counts: Sequence[int],
+) -> nnx.Sequential:
+    """Blocks from so many features to each stage's channels; all stages but the first halve."""
+    layers = []
+    for stage, (out_features, count) in enumerate(zip(channels, counts, strict=True)):
+        for index in range(count):
+            layers.append(block(features, out_features, 2 if stage > 0 and index == 0 else 1))
+            features = out_features
+    return nnx.Sequential(*layers)
 
 
 class Classifier(nnx.Module):

@@ -5,8 +5,6 @@ its `A` is he_uniform (squared norm 2 r, here 16) where LoRA's code has kaiming_
 (r / 3, here 2.7), and it has no factor alpha / r. Here both are as in LoRA's code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -122,7 +120,7 @@ class SentenceTask:
         self.graph: nnx.GraphDef
         self.graph, *states = nnx.split(build_model(0), TRAINED, ...)
         self.frozen: nnx.State = states[1]
-        self._scores = jax.jit(self._all_scores)
+        self.scores = jax.jit(self._scores)
 
     def init(self, seed: int) -> tuple[nnx.State, tuple[()]]:
         """Returns fresh adapters and classifier; no step changes anything else."""
@@ -132,14 +130,11 @@ class SentenceTask:
         self, params: nnx.State, inputs: Any
     ) -> tuple[jax.Array, tuple[tuple[()], dict[str, jax.Array]]]:
         """Returns the mean loss and the accuracy on a batch: frozen weights, ids, mask, labels."""
-        found = self._all_scores(params, inputs[1])
+        found = self._scores(params, inputs[1])
         return found["loss"].mean(), ((), {"train_top1": jnp.mean(found["top1"])})
 
-    def scores(self, params: nnx.State, batch: Any) -> dict[str, jax.Array]:
+    def _scores(self, params: nnx.State, batch: Any) -> dict[str, jax.Array]:
         """Returns each sentence's loss, and whether it is told right."""
-        return self._scores(params, batch)
-
-    def _all_scores(self, params: nnx.State, batch: Any) -> dict[str, jax.Array]:
         frozen, ids, mask, labels = batch
         logits = nnx.merge(self.graph, params, frozen, copy=True)(ids, mask)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,12 +1,13 @@
 """Residual networks for 32x32 images (He et al. 2016, arXiv 1512.03385)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.models.layers import Classifier, batch_norm, conv, scale_channels
+from benchmarks.models.layers import Classifier, batch_norm, conv, scale_channels, stages
 
 
 class PadShortcut(nnx.Module):
@@ -95,24 +96,10 @@ class ResNet(nnx.Module):
         features = scale_channels(channels[0], width)
         self.conv = conv(in_channels, features, dtype=dtype, rngs=rngs)
         self.norm = batch_norm(features, dtype=dtype, rngs=rngs)
-        layers = []
-        for stage, (count, stage_channels) in enumerate(zip(blocks, channels, strict=True)):
-            out_features = scale_channels(stage_channels, width)
-            for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                block = BasicBlock(
-                    features,
-                    out_features,
-                    stride,
-                    shortcut=shortcut,
-                    conv=inner_conv,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                layers.append(block)
-                features = out_features
-        self.blocks = nnx.Sequential(*layers)
-        self.classifier = Classifier(features, num_classes, linear=linear, rngs=rngs)
+        block = partial(BasicBlock, shortcut=shortcut, conv=inner_conv, dtype=dtype, rngs=rngs)
+        scaled = [scale_channels(number, width) for number in channels]
+        self.blocks = stages(block, features, scaled, blocks)
+        self.classifier = Classifier(scaled[-1], num_classes, linear=linear, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps normalized ``(N, H, W, C)`` images to float32 logits."""

@@ -5,8 +5,7 @@ channels are factorized, as in Tensor-Ring networks (Wang et al. 2018, arXiv 180
 convolution's kernel is a tensor of shape ``(i_1, i_2, i_3, size * size, o_1, o_2, o_3)``.
 """
 
-from __future__ import annotations
-
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,30 +36,23 @@ def _canonical(dims: Sequence[int], rank: int) -> Layout:
     return Layout(shapes, tuple(axis + "A" for axis in _AXES[: len(dims)]), rank)
 
 
-def _ring(dims: Sequence[int], rank: int) -> Layout:
-    last = len(dims) - 1
-    shapes = tuple((rank, dim, rank) for dim in dims)
-    terms = tuple(
-        _BONDS[k] + _AXES[k] + _BONDS[0 if k == last else k + 1] for k in range(len(dims))
-    )
-    return Layout(shapes, terms, rank ** len(dims))
-
-
-def _train(dims: Sequence[int], rank: int) -> Layout:
-    last = len(dims) - 1
+def _chain(dims: Sequence[int], rank: int, *, closed: bool) -> Layout:
+    """A ring, or a train: a ring that is cut, whose ends are bonds of rank 1."""
+    last, end = len(dims) - 1, rank if closed else 1
     shapes = tuple(
-        (1 if k == 0 else rank, dim, 1 if k == last else rank) for k, dim in enumerate(dims)
+        (end if k == 0 else rank, dim, end if k == last else rank) for k, dim in enumerate(dims)
     )
-    terms = tuple(_BONDS[k] + _AXES[k] + _BONDS[k + 1] for k in range(len(dims)))
-    return Layout(shapes, terms, rank**last)
+    bonds = _BONDS[: len(dims)] + (_BONDS[0] if closed else _BONDS[len(dims)])
+    terms = tuple(bonds[k] + _AXES[k] + bonds[k + 1] for k in range(len(dims)))
+    return Layout(shapes, terms, rank ** (len(dims) if closed else last))
 
 
 FORMATS: dict[str, Callable[[Sequence[int], int], Layout]] = {
     "cp": _canonical,
-    "tr": _ring,
-    "tt": _train,
+    "tr": functools.partial(_chain, closed=True),
+    "tt": functools.partial(_chain, closed=False),
 }
-"""CP (factor matrices), Tensor-Ring, and Tensor-Train (a ring that is cut: ends of rank 1)."""
+"""CP (factor matrices), Tensor-Ring, and Tensor-Train."""
 
 
 def factorize(features: int) -> tuple[int, ...]:

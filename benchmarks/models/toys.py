@@ -5,8 +5,6 @@ drawn afresh each step, and `a` the noise level. It sees the cores through their
 it leaves the ratio of their norms open: that is where the methods differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,6 +41,15 @@ class Toy(NamedTuple):
     # For two cores, the `|B|` at which the noise gives both the same expected squared gradient norm
     # at the minimum, which is where SAM, nBAR and DAS have no drift.
     rest: float | None = None
+
+    def loss(self, cores: Cores) -> jax.Array:
+        """The loss without noise: the squared distance of the product from the target."""
+        return jnp.sum((self.product(cores) - self.target) ** 2)
+
+    def imbalance(self, cores: Cores) -> jax.Array:
+        """The balancedness B of two cores, the norm deviation Q of more."""
+        measure = samax.balancedness if len(cores) == 2 else samax.norm_deviation
+        return measure(cores, self.groups)["cores"]
 
     @property
     def groups(self) -> dict[str, str]:
@@ -177,14 +184,10 @@ def trajectories(toy: Toy, method: str, seeds: int, every: int = 100) -> Traject
         tx, groups = optimizer(toy, method), toy.groups
 
         def measure(cores: Cores, covariance: jax.Array) -> dict[str, jax.Array]:
-            if len(cores) == 2:
-                imbalance = jnp.abs(samax.balancedness(cores, groups)["cores"])
-            else:
-                imbalance = samax.norm_deviation(cores, groups)["cores"]
             return {
-                "imbalance": imbalance,
+                "imbalance": jnp.abs(toy.imbalance(cores)),
                 "covariance": covariance,
-                "distance": jnp.sum((toy.product(cores) - toy.target) ** 2),
+                "distance": toy.loss(cores),
                 "size": optax.tree.norm(cores, squared=True),
             }
 

@@ -1,10 +1,12 @@
 """Wide residual networks (Zagoruyko and Komodakis 2016, arXiv 1605.07146)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.models.layers import Classifier, batch_norm, conv, scale_channels
+from benchmarks.models.layers import Classifier, batch_norm, conv, scale_channels, stages
 
 
 class PreActivationBlock(nnx.Module):
@@ -54,18 +56,11 @@ class WideResNet(nnx.Module):
         """
         features = scale_channels(16, width)
         self.conv = conv(in_channels, features, dtype=dtype, rngs=rngs)
-        layers = []
-        for stage, stage_channels in enumerate((16, 32, 64)):
-            out_features = scale_channels(stage_channels * widening, width)
-            for index in range((depth - 4) // 6):
-                stride = 2 if stage > 0 and index == 0 else 1
-                layers.append(
-                    PreActivationBlock(features, out_features, stride, dtype=dtype, rngs=rngs)
-                )
-                features = out_features
-        self.blocks = nnx.Sequential(*layers)
-        self.norm = batch_norm(features, dtype=dtype, rngs=rngs)
-        self.classifier = Classifier(features, num_classes, rngs=rngs)
+        block = partial(PreActivationBlock, dtype=dtype, rngs=rngs)
+        scaled = [scale_channels(number * widening, width) for number in (16, 32, 64)]
+        self.blocks = stages(block, features, scaled, 3 * [(depth - 4) // 6])
+        self.norm = batch_norm(scaled[-1], dtype=dtype, rngs=rngs)
+        self.classifier = Classifier(scaled[-1], num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps normalized ``(N, H, W, C)`` images to float32 logits."""

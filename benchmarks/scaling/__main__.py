@@ -8,11 +8,7 @@ The devices are JAX's, or simulated on the CPU, where the program is partitioned
 Writes results.json, results.csv, summary.md and bytes.png to `--out`.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +41,8 @@ class Configuration(Command):
             raise ValueError(f"--width {self.width} must be a multiple of --devices {odd[0]}.")
 
 
-def measure(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.scaling", saved="Nothing")
+def main(arguments: Configuration) -> None:
     """Counts, times if that is wanted, writes the report and prints its tables."""
     counts = sorted(set(arguments.devices))
     check_devices(counts[-1])
@@ -76,10 +73,3 @@ def measure(arguments: Configuration) -> None:
     records.write_record(arguments.out / "results.json", record)
     print(report.write(arguments.out))
     print(f"Results and figure: {arguments.out}")
-
-
-main = functools.partial(command.run, Configuration, measure, "benchmarks.scaling", saved="Nothing")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,6 @@
 """What a compiled program sends between devices, read from XLA's text of it."""
 
-from __future__ import annotations
-
+import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -33,10 +32,8 @@ class Collective(NamedTuple):
     @property
     def bytes(self) -> int:
         """The array's size."""
-        size = _element_bytes(self.dtype)
-        for length in self.shape:
-            size *= length
-        return size
+        bits = _BITS.search(self.dtype)  # a `pred` has none and takes a byte
+        return math.prod(self.shape) * (1 if bits is None else max(1, int(bits.group()) // 8))
 
 
 def read_collectives(text: str, devices: int) -> list[Collective]:
@@ -62,7 +59,10 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
         if not entry:
             raise ValueError(f"A collective outside of the entry computation: {line.strip()[:100]}")
         kind = match["kind"]
-        arrays = [(a["dtype"], _shape(a["shape"])) for a in _ARRAY.finditer(match["type"])]
+        arrays = [
+            (array["dtype"], tuple(map(int, re.findall(r"\d+", array["shape"]))))
+            for array in _ARRAY.finditer(match["type"])
+        ]
         if match["start"] and kind == "all-gather":  # operands, then results
             arrays = arrays[len(arrays) // 2 :]
         if match["start"] and kind == "collective-permute":  # operand, result, and two contexts
@@ -85,12 +85,3 @@ def ring_bytes(collectives: Iterable[Collective], devices: int) -> float:
         c.bytes * share * _RING_PASSES[c.kind] if c.kind in _RING_PASSES else c.bytes
         for c in collectives
     )
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(length) for length in text.split(",") if length)
-
-
-def _element_bytes(dtype: str) -> int:
-    bits = _BITS.search(dtype)
-    return 1 if bits is None else max(1, int(bits.group()) // 8)

@@ -1,8 +1,7 @@
 """What one step of each program sends between devices, and what it takes."""
 
-from __future__ import annotations
-
 import contextlib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +47,10 @@ def measure_time(programs: Mapping[Key, Program], rounds: int) -> list[dict[str,
     """Times the data-parallel steps: the same batch on each device, whatever their number."""
     timed = {key: program for key, program in programs.items() if key[0] in _TIMED_LAYOUTS}
     fewest = min(devices for _, _, devices in timed)
-    runs = {repr(key): _going_on(program) for key, program in timed.items()}
+    runs = {}
+    for key, program in timed.items():
+        step = functools.partial(_step, program)
+        runs[repr(key)] = going_on(step, (program.params, program.state), program.batch)
     seconds = interleave(runs, range(rounds))
     rows = []
     for layout, method, devices in timed:
@@ -65,8 +67,5 @@ def measure_time(programs: Mapping[Key, Program], rounds: int) -> list[dict[str,
     return rows
 
 
-def _going_on(program: Program) -> Any:
-    def step(carry: Any, batch: Any) -> tuple[Any, tuple[()]]:
-        return program.run(*carry, batch), ()
-
-    return going_on(step, (program.params, program.state), program.batch)
+def _step(program: Program, carry: Any, batch: Any) -> tuple[Any, tuple[()]]:
+    return program.run(*carry, batch), ()

@@ -1,17 +1,15 @@
 """The figure of `benchmarks.scaling`: bars of what each device sends."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from benchmarks.core.plotting import STYLE, palette, save
+from benchmarks.core.plotting import STYLE, palette, save, subplots
 from benchmarks.scaling.programs import LAYOUTS, METHODS
 
 Row = dict[str, Any]
@@ -26,9 +24,8 @@ def write(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> Non
 def _figure(settings: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
     """A panel a layout: bars of what a device sends, by number of devices and method."""
     colours = palette(METHODS)
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2).flat
-    for axis, layout in zip(axes, LAYOUTS, strict=True):
+    figure, axes = subplots((11, 7.5), 2, 2)
+    for axis, layout in zip(axes.flat, LAYOUTS, strict=True):
         _bars(axis, [row for row in rows if row["layout"] == layout], colours)
         axis.set_title(LAYOUTS[layout].replace(": ", ":\n", 1), fontsize=9, loc="left")
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
@@ -42,19 +39,9 @@ def _figure(settings: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
 
 
 def _bars(axis: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
-    counts = sorted({row["devices"] for row in rows})
+    sent = pd.DataFrame(rows).pivot(index="devices", columns="method", values="sent_bytes") / 1024
     names = list(dict.fromkeys(row["method"] for row in rows))
-    width = 0.8 / len(names)
-    for place, name in enumerate(names):
-        sent = {row["devices"]: row["sent_bytes"] / 1024 for row in rows if row["method"] == name}
-        offset = (place - (len(names) - 1) / 2) * width
-        axis.bar(
-            np.arange(len(counts)) + offset,
-            [sent[number] for number in counts],
-            0.9 * width,
-            color=colours[name],
-        )
-    axis.set_xticks(range(len(counts)), [str(number) for number in counts])
+    bars: dict[str, Any] = {"color": colours, "width": 0.8, "rot": 0, "legend": False}
+    sent[names].plot.bar(ax=axis, **bars, edgecolor="white", linewidth=0.6)
     axis.grid(axis="x", visible=False)
-    axis.set_xlabel("devices")
-    axis.set_ylabel("sent by a device (KiB a step)")
+    axis.set(xlabel="devices", ylabel="sent by a device (KiB a step)")

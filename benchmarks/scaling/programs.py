@@ -1,7 +1,5 @@
 """One training step of a small model of factor pairs, laid out over devices in four ways."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,11 +52,9 @@ class Program(NamedTuple):
 
 def methods(layout: str) -> tuple[str, ...]:
     """Returns the methods that are a thing of their own in a layout."""
-    if layout == "shard_map":
-        return tuple(name for name in METHODS if name != "trace_sam")
-    if layout == "jit":
-        return tuple(name for name in METHODS if name != "sam_per_device")
-    return tuple(name for name in METHODS if name not in ("sam_per_device", "trace_sam"))
+    same = {"jit": ["sam_per_device"], "shard_map": ["trace_sam"]}
+    others = same.get(layout, ["sam_per_device", "trace_sam"])
+    return tuple(name for name in METHODS if name not in others)
 
 
 def build(layout: str, method: str, devices: int, size: Size) -> Program:

@@ -3,8 +3,7 @@
 python -m benchmarks.scaling.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
+import operator
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.core import command, frames, records
 from benchmarks.scaling import figures
-from benchmarks.scaling.programs import LAYOUTS
+from benchmarks.scaling.programs import LAYOUTS, methods
 
 Row = dict[str, Any]
 
@@ -29,7 +28,7 @@ and then travel with the next one's, they go one by one: the bytes are the same,
 more. Which arrays share a collective is XLA's choice, and another on accelerators.
 """
 _CPU_TIMES = "Simulated devices share the cores of one CPU: these times say nothing about scaling."
-_DATA_PARALLEL = ("jit", "shard_map")
+_BALANCING = ("nbar", "obar", "das")
 
 
 class Target(NamedTuple):
@@ -45,24 +44,28 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     """Returns the targets on what the rows hold."""
     by = {(row["layout"], row["method"], row["devices"]): row for row in rows}
     several = sorted({row["devices"] for row in rows if row["devices"] > 1})
+    if not several:
+        return []
+
+    def pairs(layout: str, method: str) -> list[tuple[Row, Row]]:
+        return [(by[layout, method, n], by[layout, "sgd", n]) for n in several]
+
     found = []
-    for layout in _DATA_PARALLEL if several else ():
+    for layout in ("jit", "shard_map"):
         claims = [
             ("sam", 2, "synchronized SAM moves exactly twice SGD's bytes"),
-            *((name, 1, f"{name} moves exactly SGD's bytes") for name in ("nbar", "obar", "das")),
+            ("sam_per_device", 1, "per-device SAM moves exactly SGD's bytes"),
+            *((name, 1, f"{name} moves exactly SGD's bytes") for name in _BALANCING),
         ]
-        if layout == "shard_map":
-            claims.insert(1, ("sam_per_device", 1, "per-device SAM moves exactly SGD's bytes"))
         for method, times, claim in claims:
-            pairs = [(by[layout, method, n], by[layout, "sgd", n]) for n in several]
-            ratios = [row["bytes"] / base["bytes"] for row, base in pairs]
-            same = all(row["bytes"] == times * base["bytes"] for row, base in pairs)
-            shown = ", ".join(f"{ratio:g}" for ratio in sorted(set(ratios)))
-            found.append(Target(layout, claim, f"{shown} times", "met" if same else "not met"))
-    for layout in ("fsdp", "tensor") if several else ():
-        for method in ("nbar", "obar", "das"):
-            pairs = [(by[layout, method, n], by[layout, "sgd", n]) for n in several]
-            found.append(_norms_target(layout, method, pairs))
+            if method not in methods(layout):
+                continue
+            ratios = {row["bytes"] / base["bytes"] for row, base in pairs(layout, method)}
+            shown = ", ".join(f"{ratio:g}" for ratio in sorted(ratios))
+            verdict = "met" if ratios == {times} else "not met"
+            found.append(Target(layout, claim, f"{shown} times", verdict))
+    for layout in ("fsdp", "tensor"):
+        found += [_norms_target(layout, method, pairs(layout, method)) for method in _BALANCING]
     return found
 
 
@@ -102,13 +105,14 @@ def write(folder: Path) -> str:
     """
     record = records.read_record(folder / "results.json")
     text = to_markdown(record)
-    seconds = {_key(row): row["seconds"] for row in record["times"]}
+    program = operator.itemgetter("layout", "method", "devices")
+    seconds = {program(row): row["seconds"] for row in record["times"]}
     names = ("layout", "method", "devices", "collectives", "bytes", "sent_bytes")
     lines = frames.csv(
         {
             **{name: row[name] for name in names},
             "norm_collectives": norm_collectives(row),
-            "seconds": seconds.get(_key(row)),
+            "seconds": seconds.get(program(row)),
         }
         for row in record["programs"]
     )
@@ -119,21 +123,20 @@ def write(folder: Path) -> str:
 
 def to_markdown(record: records.Record) -> str:
     """Returns a table a layout, one of the times if there are any, and one of the targets."""
-    settings, hardware, versions = record["settings"], record["hardware"], record["versions"]
-    software = ", ".join(f"{name} {versions[name]}" for name in ("jax", "optax"))
+    settings, backend = record["settings"], record["hardware"]["backend"]
+    software = frames.software(record, "jax", "optax")
     parts = [
-        f"# What a step sends between devices ({hardware['backend']}, {software})",
+        f"# What a step sends between devices ({backend}, {software})",
         f"{settings['layers']} layers of two factors, {settings['width']} x {settings['rank']}: "
         f"{settings['parameters']:,} parameters ({4 * settings['parameters'] / 1024:g} KiB), "
         f"{settings['batch']} examples on each device.",
         _NOTES.strip(),
     ]
     for layout, description in LAYOUTS.items():
-        sent = _table(record["programs"], layout, lambda r: f"{_kib(r)} ({r['collectives']})")
-        parts += [f"## {layout}: {description}", sent]
+        parts += [f"## {layout}: {description}", _table(record["programs"], layout, _sent)]
     if record["times"]:
         parts.append("## Milliseconds a step, weak scaling")
-        if hardware["backend"] == "cpu":
+        if backend == "cpu":
             parts.append(_CPU_TIMES)
         for layout in dict.fromkeys(row["layout"] for row in record["times"]):
             parts += [f"{layout}:", _table(record["times"], layout, _milliseconds)]
@@ -144,20 +147,14 @@ def to_markdown(record: records.Record) -> str:
 
 
 def _table(rows: Sequence[Row], layout: str, show: Callable[[Row], str]) -> str:
-    cells: dict[str, dict[str, str]] = {}
-    for row in sorted(rows, key=lambda row: row["devices"]):
-        if row["layout"] == layout:
-            column = f"{row['devices']} device{'s' if row['devices'] > 1 else ''}"
-            cells.setdefault(row["method"], {"method": row["method"]})[column] = show(row)
-    return frames.markdown(cells.values())
+    own = [row for row in rows if row["layout"] == layout]
+    own.sort(key=lambda row: row["devices"])
+    return frames.cross(own, lambda r: f"{r['devices']} device{'s' * (r['devices'] > 1)}", show)
 
 
-def _key(row: Row) -> tuple[str, str, int]:
-    return row["layout"], row["method"], row["devices"]
-
-
-def _kib(row: Row) -> str:
-    return f"{row['sent_bytes'] / 1024:.3f}".rstrip("0").rstrip(".")
+def _sent(row: Row) -> str:
+    kib = f"{row['sent_bytes'] / 1024:.3f}".rstrip("0").rstrip(".")
+    return f"{kib} ({row['collectives']})"
 
 
 def _milliseconds(row: Row) -> str:

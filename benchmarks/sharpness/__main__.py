@@ -8,11 +8,7 @@ measured goes to RUN/sharpness: one JSON record a model, a CSV, a table and figu
 model by model: repeat the command to continue.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import sys
 
 from benchmarks import data
 from benchmarks.core import command
@@ -40,7 +36,8 @@ class Configuration(Command):
         self.at_least(2, "samples")
 
 
-def measure_all(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.sharpness", saved="The last whole model")
+def main(arguments: Configuration) -> None:
     """Measures every model of every folder, writes the reports and prints their tables."""
     budget = Budget(arguments.examples, arguments.products, arguments.samples)
     dataset = data.load(arguments.data)
@@ -49,12 +46,3 @@ def measure_all(arguments: Configuration) -> None:
     for each in found:
         print(report.write(each.folder))
         print(f"Results and figures: {each.folder}")
-
-
-main = functools.partial(
-    command.run, Configuration, measure_all, "benchmarks.sharpness", saved="The last whole model"
-)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

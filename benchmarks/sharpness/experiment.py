@@ -1,7 +1,5 @@
 """The measuring of trained models: a run is a model, a part is a measure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The figures of `benchmarks.sharpness`: the measures, the spectra, and the losses around."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from benchmarks.core.plotting import band, legend, palette, save, seed_rows
+from benchmarks.core.plotting import band, legend, palette, save, seed_rows, subplots
 from benchmarks.core.records import Runs
 from benchmarks.sharpness.measures import COLUMNS, EIGENVALUES
 
@@ -24,8 +22,7 @@ def _measures(runs: Runs) -> Figure:
     """One panel per measure, one row per method, one dot per seed."""
     colours = palette(runs)
     columns = [column for column in COLUMNS if column.name != "1st / 5th"]
-    figure = Figure(figsize=(14, 1.6 + 0.8 * len(runs)), layout="constrained")
-    grid = figure.subplots(2, 4, sharey=True)
+    figure, grid = subplots((14, 1.6 + 0.8 * len(runs)), 2, 4, sharey=True)
     for axis, column in zip(grid.flat, columns, strict=True):
         seed_rows(axis, runs, column.of, colours, ".3g")
         axis.set_xlabel(column.title)
@@ -37,8 +34,7 @@ def _measures(runs: Runs) -> Figure:
 def _spectrum(runs: Runs) -> Figure:
     """The largest eigenvalues of each method's Hessians, and their spectral density."""
     colours = palette(runs)
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    largest, density = figure.subplots(1, 2, width_ratios=(2, 3))
+    figure, (largest, density) = subplots((13, 4.6), 1, 2, width_ratios=(2, 3))
     every = [made["measures"]["density"] for seeds in runs.values() for made in seeds.values()]
     low, high = (bound([node for d in every for node in d["nodes"]]) for bound in (min, max))
     width = (high - low) / 100
@@ -58,8 +54,7 @@ def _spectrum(runs: Runs) -> Figure:
     parameters = next(iter(next(iter(runs.values())).values()))["parameters"]
     # From less than one eigenvalue to all of them.
     density.set_ylim(0.1 / parameters / width, 1 / width)
-    density.set_xlabel("eigenvalue of the Hessian")
-    density.set_ylabel("density (mean over seeds)")
+    density.set(xlabel="eigenvalue of the Hessian", ylabel="density (mean over seeds)")
     legend(figure, density)
     return figure
 
@@ -67,8 +62,7 @@ def _spectrum(runs: Runs) -> Figure:
 def _landscape(runs: Runs) -> Figure:
     """The loss along a random filter-normalized direction and along the top eigenvector."""
     colours = palette(runs)
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = subplots((13, 4.4), 1, 2)
     panels = (
         ("random", "distance along a random direction (norms of the filters)"),
         ("top_eigenvector", "distance along the top eigenvector"),
@@ -79,7 +73,6 @@ def _landscape(runs: Runs) -> Figure:
             distances = next(iter(seeds.values()))["measures"]["landscape"]["distances"]
             rises = lines - lines[:, [len(distances) // 2]]
             axis.plot(distances, rises.mean(0), color=colours[method], label=method)
-        axis.set_xlabel(label)
-        axis.set_ylabel("rise of the training loss (nats, mean over seeds)")
+        axis.set(xlabel=label, ylabel="rise of the training loss (nats, mean over seeds)")
     legend(figure, axes[0])
     return figure

@@ -1,7 +1,5 @@
 """What `benchmarks.sharpness` measures at a trained model, and what it costs in gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -130,30 +128,30 @@ class Column(NamedTuple):
         return self.read(record["measures"])
 
 
+def _value(measure: str) -> Callable[[dict[str, Any]], float]:
+    return lambda measures: measures[measure]["value"]
+
+
 COLUMNS = (
     Column("top eigenvalue", r"top eigenvalue $\lambda_1$", lambda m: _eigenvalue(m, 0)),
     Column(
         "1st / 5th", r"$\lambda_1 / \lambda_5$", lambda m: _eigenvalue(m, 0) / _eigenvalue(m, 4)
     ),
-    Column("trace", r"trace", lambda m: m["trace"]["value"]),
-    Column("Frobenius", r"Frobenius norm", lambda m: m["frobenius_norm"]["value"]),
+    Column("trace", r"trace", _value("trace")),
+    Column("Frobenius", r"Frobenius norm", _value("frobenius_norm")),
     Column(
         "adaptive top",
         r"adaptive: top eigenvalue of $|w| H |w|$",
-        lambda m: m["adaptive_top_eigenvalue"]["value"],
+        _value("adaptive_top_eigenvalue"),
     ),
-    Column("worst case", f"worst case, rho {RHO:g} (nats)", lambda m: m["worst_case"]["value"]),
+    Column("worst case", f"worst case, rho {RHO:g} (nats)", _value("worst_case")),
     Column(
         "adaptive worst case",
         f"adaptive worst case, rho {ADAPTIVE_RHO:g} (nats)",
-        lambda m: m["adaptive_worst_case"]["value"],
+        _value("adaptive_worst_case"),
     ),
-    Column("m-sharpness", f"m-sharpness, rho {RHO:g} (nats)", lambda m: m["m_sharpness"]["value"]),
-    Column(
-        "average case",
-        f"average case, N(0, {AVERAGE_RHO:g}²) (nats)",
-        lambda m: m["average_case"]["value"],
-    ),
+    Column("m-sharpness", f"m-sharpness, rho {RHO:g} (nats)", _value("m_sharpness")),
+    Column("average case", f"average case, N(0, {AVERAGE_RHO:g}²) (nats)", _value("average_case")),
 )
 
 

@@ -3,8 +3,6 @@
 python -m benchmarks.sharpness.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +12,11 @@ import numpy as np
 
 from benchmarks.core import command, frames
 from benchmarks.core.classification import report
-from benchmarks.core.frames import by_seed, spread
-from benchmarks.core.records import Record, Runs, read_comparison
+from benchmarks.core.classification.report import BASELINE
+from benchmarks.core.frames import numbers, spread
+from benchmarks.core.records import Record, Runs, by_method, read_comparison
 from benchmarks.sharpness import figures
 from benchmarks.sharpness.measures import ASCENT_STEPS, COLUMNS
-
-BASELINE = report.BASELINE
 
 _NOTES = (
     "Mean ± standard deviation over seeds, on the same {examples:,} training images for all "
@@ -41,14 +38,14 @@ def write(folder: Path) -> str:
     Returns the text of the summary.
     """
     found = read_comparison(folder)
-    runs = report.by_method(found)
+    runs = by_method(found)
     rows = {
-        label: {column.name: spread(by_seed(seeds, column.of)) for column in COLUMNS}
+        label: {name: spread(values) for name, values in numbers(seeds, _measures).items()}
         for label, seeds in runs.items()
     }
     text = to_markdown(found[0], runs, rows)
     lines = [
-        {"method": label, "seed": seed, **{column.name: column.of(record) for column in COLUMNS}}
+        {"method": label, "seed": seed, **_measures(record)}
         for label, seeds in runs.items()
         for seed, record in seeds.items()
     ]
@@ -57,6 +54,10 @@ def write(folder: Path) -> str:
     frames.write(folder, files)
     figures.write(folder, runs, "\n".join(report.title(found[0])))
     return text
+
+
+def _measures(record: Record) -> dict[str, float]:
+    return {column.name: column.of(record) for column in COLUMNS}
 
 
 def top_eigenvalue_ratios(runs: Runs) -> dict[str, dict[int, float]]:
@@ -86,17 +87,16 @@ def to_markdown(record: Record, runs: Runs, rows: dict[str, dict[str, Any]]) -> 
         )
         for columns in (COLUMNS[:5], COLUMNS[5:])
     ]
-    losses = [
-        {
-            "method": label,
-            "train loss": _show(spread(by_seed(seeds, lambda r: r["measures"]["loss"]["value"]))),
-            "gradient norm": _show(
-                spread(by_seed(seeds, lambda r: r["measures"]["loss"]["grad_norm"]))
-            ),
-            "test top-1 %": _show(spread(by_seed(seeds, lambda r: 100 * r["final"]["test_top1"]))),
+    losses = []
+    for label, seeds in runs.items():
+        found = numbers(seeds, lambda r: {**r["measures"]["loss"], **r["final"]})
+        shown = {
+            "train loss": found["value"],
+            "gradient norm": found["grad_norm"],
+            "test top-1 %": 100 * found["test_top1"],
         }
-        for label, seeds in runs.items()
-    ]
+        cells = {name: _show(spread(values)) for name, values in shown.items()}
+        losses.append({"method": label, **cells})
     pairs = [made["measures"]["top_eigenvalues"] for made in measured]
     residual = max(pair["residuals"][0] / pair["values"][0] for pair in pairs)
     notes = " ".join(_NOTES[:2]).format(

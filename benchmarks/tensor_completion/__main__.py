@@ -12,11 +12,7 @@ Every run leaves a record under `--out`; repeating the command continues after t
 table, the CSV and the figures are made from the records.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import sys
 from pathlib import Path
 
 from benchmarks.core import command, records
@@ -44,7 +40,8 @@ class Configuration(Command):
             )
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.tensor_completion", saved="Every finished run")
+def main(arguments: Configuration) -> None:
     """Makes the records that are missing, writes the report and prints its table."""
     with float64():  # as the authors' code
         names = ["hooi", *experiment.methods(arguments.steps)]
@@ -57,12 +54,3 @@ def compare(arguments: Configuration) -> None:
             records.write_record(path, times)
     print(report.write(arguments.out))
     print(f"Results and figures: {arguments.out}")
-
-
-main = functools.partial(
-    command.run, Configuration, compare, "benchmarks.tensor_completion", saved="Every finished run"
-)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,7 @@
 """Tucker completion of the serology tensor: the problem, its measures, and the runs on it."""
 
-from __future__ import annotations
-
-import functools
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from benchmarks.core import records
 from benchmarks.core.methods import parse_methods, select
 from benchmarks.core.runs import Experiment, History, Tick
 from benchmarks.core.timing import compile_program, interleave, spread
+from benchmarks.core.training import descend
 
 RANK = (8, 6, 8)
 OBSERVED = 0.3
@@ -54,24 +53,22 @@ def load(split: int) -> Problem:
     return Problem(
         jnp.asarray(tensor),
         jnp.asarray(observed, jnp.result_type(float)),
-        _tucker(tensor, observed, split, iterations=0),
+        hooi(tensor, observed, split, iterations=0),
     )
 
 
-def hooi(problem: Problem, split: int, iterations: int) -> Cores:
-    """Returns TensorLy's solution: higher-order orthogonal iteration with imputed entries."""
-    observed = np.asarray(problem.observed, bool)
-    return _tucker(np.asarray(problem.tensor), observed, split, iterations)
+def hooi(tensor: Any, observed: Any, split: int, iterations: int) -> Cores:
+    """Returns TensorLy's solution: higher-order orthogonal iteration with imputed entries.
 
-
-def _tucker(tensor: np.ndarray, observed: np.ndarray, split: int, iterations: int) -> Cores:
+    After 0 iterations it is where all methods start.
+    """
     core, factors = tucker(
-        tensor,
+        np.asarray(tensor),
         rank=RANK,
         init="random",
         n_iter_max=iterations,
         tol=1e-5,
-        mask=observed,
+        mask=np.asarray(observed, bool),
         random_state=np.random.RandomState(split),
     )
     return {f"core_{i}": jnp.asarray(part) for i, part in enumerate([core, *factors])}
@@ -130,21 +127,9 @@ def train(
     Returns:
         The last cores, and what `measure` gives at the end of each of `records_made` equal parts.
     """
-    loss = functools.partial(loss_fn, problem=problem)
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        cores, state = carry
-        value, grads = jax.value_and_grad(loss)(cores)
-        updates, state = tx.update(grads, state, cores, value=value, value_fn=loss)
-        return (optax.apply_updates(cores, updates), state), None
-
-    def part(carry: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
-        carry, _ = jax.lax.scan(step, carry, length=steps // records_made)
-        return carry, measure(carry[0], problem)
-
-    carry = cores, tx.init(cores)
-    (cores, _), curves = jax.lax.scan(part, carry, length=records_made)
-    return cores, curves
+    loss, look = partial(loss_fn, problem=problem), partial(measure, problem=problem)
+    cores, curves = descend(tx, loss, cores, steps, steps // records_made, look)
+    return cores, jax.tree.map(lambda values: values[1:], curves)  # without the start's
 
 
 @jax.jit
@@ -197,10 +182,10 @@ class Completion(Experiment[tuple[str, int]]):
         compile_seconds, curves = None, {}
         start = time.perf_counter()
         if name == "hooi":
-            cores = hooi(problem, split, self._steps)
+            cores = hooi(problem.tensor, problem.observed, split, self._steps)
         else:
             tx = methods(self._steps)[name]
-            function = functools.partial(train, tx=tx, steps=self._steps)
+            function = partial(train, tx=tx, steps=self._steps)
             start_cores = jax.tree.map(jnp.copy, problem.cores)  # the program takes its cores
             program = compile_program(function, start_cores, problem)
             compile_seconds = program.compile_seconds
@@ -221,11 +206,17 @@ class Completion(Experiment[tuple[str, int]]):
 def overhead(steps: int, rounds: int) -> dict[str, Any]:
     """Times every method's steps against Adam's, in turn in one process."""
     problem = load(split=0)
-    runs, programs = {}, {}
-    for name, tx in methods(steps).items():
-        function = functools.partial(train, tx=tx, steps=steps, records_made=1)
-        programs[name] = compile_program(function, jax.tree.map(jnp.copy, problem.cores), problem)
-        runs[name] = functools.partial(_run_copy, programs[name].run, problem)
+
+    def start() -> Cores:  # a copy, for the program takes its cores
+        return jax.tree.map(jnp.copy, problem.cores)
+
+    programs = {
+        name: compile_program(partial(train, tx=tx, steps=steps, records_made=1), start(), problem)
+        for name, tx in methods(steps).items()
+    }
+    runs = {
+        name: lambda run=program.run: run(start(), problem) for name, program in programs.items()
+    }
     seconds = interleave(runs, tqdm.trange(rounds, desc="time"))
     return {
         "format": records.FORMAT,
@@ -237,13 +228,9 @@ def overhead(steps: int, rounds: int) -> dict[str, Any]:
             name: {
                 "seconds_a_step": float(np.median(seconds[name])) / steps,
                 "ratio": spread(seconds[name] / seconds["adam"])._asdict(),
-                "compile_seconds": programs[name].compile_seconds,
-                "temp_bytes": programs[name].temp_bytes,
+                "compile_seconds": program.compile_seconds,
+                "temp_bytes": program.temp_bytes,
             }
-            for name in runs
+            for name, program in programs.items()
         },
     }
-
-
-def _run_copy(program: Any, problem: Problem) -> Any:
-    return program(jax.tree.map(jnp.copy, problem.cores), problem)

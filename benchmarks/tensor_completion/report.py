@@ -3,8 +3,6 @@
 python -m benchmarks.tensor_completion.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from pathlib import Path

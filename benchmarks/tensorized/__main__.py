@@ -8,11 +8,7 @@ table and a figure. A run that was interrupted continues when the command is rep
 one is not repeated. What a step takes is measured by `benchmarks.step_time --problems tr-resnet32`.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import sys
 from pathlib import Path
 
 from benchmarks.core import command
@@ -43,7 +39,8 @@ class Configuration(Images):
             raise ValueError(f"--label-noise {text!r} must be shares in [0, 1), none twice.")
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.tensorized")
+def main(arguments: Configuration) -> None:
     """Runs every method, seed and noise level, writes the reports and prints the combined one."""
     runs, dataset = arguments.runs(), arguments.dataset()
     folder = arguments.out or Path("runs") / f"tensorized-{dataset.name}-{arguments.model}"
@@ -64,10 +61,3 @@ def compare(arguments: Configuration) -> None:
         level_report.write(path)
     print(report.write(folder))
     print(f"Results and figures: {folder}")
-
-
-main = functools.partial(command.run, Configuration, compare, "benchmarks.tensorized")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,11 @@
 """The figure of `benchmarks.tensorized`: accuracy against the share of wrong labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import palette, save
+from benchmarks.core.plotting import palette, save, subplots
 
 _PANELS = (
     ("last10_test_top1", "std", "test top-1 (%), mean of the last 10 epochs"),
@@ -25,8 +23,7 @@ def _accuracy(rows: list[dict[str, Any]]) -> Figure:
     """The accuracy, and its difference to SGD's, against the share of wrong labels."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     colours = palette(methods)
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = subplots((10.5, 4.2), 1, 2)
     for axis, (name, error, label) in zip(axes, _PANELS, strict=True):
         for place, method in enumerate(methods):
             own = [row for row in rows if row["method"] == method]
@@ -43,8 +40,7 @@ def _accuracy(rows: list[dict[str, Any]]) -> Figure:
                 label=method,
             )
         axis.set_xticks(sorted({100 * row["label_noise"] for row in rows}))
-        axis.set_xlabel("wrong training labels (%)")
-        axis.set_ylabel(label)
+        axis.set(xlabel="wrong training labels (%)", ylabel=label)
     axes[0].set_title("mean ± standard deviation over seeds", fontsize=9, loc="left")
     axes[1].set_title("mean ± standard error, paired by seed", fontsize=9, loc="left")
     axes[1].axhline(0, color=colours.get("sgd", "0.15"), lw=1, ls=":")

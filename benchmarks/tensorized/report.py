@@ -3,17 +3,23 @@
 python -m benchmarks.tensorized.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.core import command, frames
 from benchmarks.core.classification import report
-from benchmarks.core.records import Record, Runs, check_config, read_records, shared_config
+from benchmarks.core.records import (
+    Record,
+    Runs,
+    by_method,
+    check_config,
+    read_records,
+    shared_config,
+)
 from benchmarks.tensorized import figures
 
 DIFFERENCE = f"last10_test_top1_minus_{report.BASELINE}"
@@ -35,12 +41,12 @@ _TABLES = {
     "Norm deviation Q": lambda row: frames.mean_std(row["norm_deviation"]),
     "Time relative to SGD": lambda row: frames.number(row.get("relative_epoch_time"), ".2f"),
 }
-_CSV = {
-    "last10_test_top1": ("mean", "std"),
-    DIFFERENCE: ("mean", "standard_error"),
-    "last10_train_eval_top1": ("mean", "std"),
-    "norm_deviation": ("mean", "std"),
-}
+_CSV = (
+    *("label_noise", "method", "seeds", "last10_test_top1_mean", "last10_test_top1_std"),
+    *(f"{DIFFERENCE}_mean", f"{DIFFERENCE}_standard_error"),
+    *("last10_train_eval_top1_mean", "last10_train_eval_top1_std"),
+    *("norm_deviation_mean", "norm_deviation_std"),
+)
 
 
 def write(folder: Path) -> str:
@@ -48,26 +54,28 @@ def write(folder: Path) -> str:
 
     Returns the text of the summary.
     """
-    levels: dict[float, Runs] = {}
-    shared: dict[str, Any] = {}
-    for level_folder in folder.glob("noise*"):
-        found = read_records(level_folder)
-        for path, record in found.items():
-            config = {**shared_config(record["config"]), "label_noise": None}
-            shared = shared or config
-            check_config(config, shared, path)
-        if found:
-            level = next(iter(found.values()))["config"]["label_noise"]
-            levels[level] = report.by_method(found.values())
-    if not levels:
+    found = {
+        path: record
+        for level in sorted(folder.glob("noise*"))
+        for path, record in read_records(level).items()
+    }
+    if not found:
         raise FileNotFoundError(f"{folder} holds no noise*/runs/*.json of a finished run.")
-    levels = dict(sorted(levels.items()))
+    shared = [{**shared_config(run["config"]), "label_noise": 0.0} for run in found.values()]
+    for path, config in zip(found, shared, strict=True):
+        check_config(config, shared[0], path)
+    noises = sorted({run["config"]["label_noise"] for run in found.values()})
+    levels = {
+        noise: by_method(r for r in found.values() if r["config"]["label_noise"] == noise)
+        for noise in noises
+    }
     rows = summarize(levels)
     # The settings that all noise levels share.
-    record = next(iter(next(iter(next(iter(levels.values())).values())).values()))
+    record = next(iter(next(iter(levels[noises[0]].values())).values()))
     record = {**record, "config": {**record["config"], "label_noise": 0.0}}
     text = to_markdown(record, levels, rows)
-    lines = frames.csv(map(_line, rows))
+    flat = pd.json_normalize(rows, sep="_").rename(columns={"last10_test_top1_seeds": "seeds"})
+    lines = frames.csv(flat.reindex(columns=_CSV).to_dict("records"))
     frames.write(folder, {"summary.md": text, "summary.json": rows, "summary.csv": lines})
     figures.write(folder, rows, "\n".join(report.title(record)))
     return text
@@ -93,25 +101,9 @@ def to_markdown(record: Record, levels: dict[float, Runs], rows: list[dict[str, 
     every = [seeds for runs in levels.values() for seeds in runs.values()]
     parts = [report.head(record, every, "jax", "flax", "optax")]
     for title, cell in _TABLES.items():
-        table: dict[str, dict[str, str]] = {}
-        for row in rows:
-            column = f"{100 * row['label_noise']:g} % wrong labels"
-            table.setdefault(row["method"], {"method": row["method"]})[column] = cell(row)
-        parts.append(f"## {title}\n\n{frames.markdown(table.values())}")
+        table = frames.cross(rows, lambda r: f"{100 * r['label_noise']:g} % wrong labels", cell)
+        parts.append(f"## {title}\n\n{table}")
     return "\n\n".join([*parts, *frames.fill(*_NOTES)]) + "\n"
-
-
-def _line(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "label_noise": row["label_noise"],
-        "method": row["method"],
-        "seeds": row["last10_test_top1"]["seeds"],
-        **{
-            f"{name}_{part}": (row.get(name) or {}).get(part)
-            for name, parts in _CSV.items()
-            for part in parts
-        },
-    }
 
 
 if __name__ == "__main__":

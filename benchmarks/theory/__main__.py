@@ -9,11 +9,7 @@ method breaks down it is shown breaking down, as a claim of its own. A topic tha
 measured again: after an interruption repeat the command. Minutes on two cores.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -25,30 +21,20 @@ from benchmarks.core.runs import complete_all
 from benchmarks.theory import report
 from benchmarks.theory.experiment import TOPICS, Theory
 
-Name = Literal[
-    "",
-    "",
-    "thresholds",
-    "factorization",
-    "neuron",
-    "sensing",
-    "balancedness",
-    "deviation",
-    "universal",
-    "all",
-]
+Topics = tyro.conf.Positional[tuple[Literal[*TOPICS, "all"], ...]]  # type: ignore[valid-type]
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Command):
     """Which topics, and how long."""
 
-    topics: tyro.conf.Positional[tuple[Name, ...]] = ("all",)
+    topics: Topics = ("all",)  # What is measured.
     quick: bool = False  # Shortened runs, fewer points.
     out: Path = Path("runs/theory")
 
 
-def measure(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.theory", saved="Every finished topic")
+def main(arguments: Configuration) -> None:
     """Measures the topics, writes the report of all that are in the folder and prints it."""
     every = "all" in arguments.topics
     topics = [name for name in TOPICS if every or name in arguments.topics]
@@ -59,12 +45,3 @@ def measure(arguments: Configuration) -> None:
         text = report.write(arguments.out)
     print(text)
     print(f"Results and figures: {arguments.out}")
-
-
-main = functools.partial(
-    command.run, Configuration, measure, "benchmarks.theory", saved="Every finished topic"
-)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,11 @@
 """The topics, each of which is measured at once and leaves a record."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.core.runs import Experiment, History, Tick
@@ -70,7 +69,9 @@ class Theory(Experiment[str]):
         history |= {
             "title": TOPICS[run].title,
             "cpu_seconds": round(time.process_time() - start, 1),
-            "claims": [claim._asdict() for claim in found.claims],
+            "claims": [
+                {**claim._asdict(), "holds": bool(np.all(claim.holds))} for claim in found.claims
+            ],
             "series": found.series,
         }
         return state

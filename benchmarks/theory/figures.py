@@ -1,7 +1,5 @@
 """How the figures of `benchmarks.theory` look: dashed is the prediction, points the measurement."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
-from benchmarks.core.plotting import COLOURS, STYLE
+from benchmarks.core import plotting
 
-BLUE, ORANGE, GREEN, PINK, AMBER, SKY = COLOURS[:6]
+BLUE, ORANGE, GREEN, PINK, AMBER, SKY = plotting.COLOURS[:6]
 GREY, BLACK = "0.4", "0.1"
+COLOURS = {"GD": GREY, "SAM": BLUE, "USAM": ORANGE}
 
 
 def panels(title: str, rows: int = 1, columns: int = 3) -> tuple[Figure, Any]:
@@ -43,8 +42,8 @@ def note(axis: Axes, text: str, place: Any, **style: Any) -> None:
 
 def write(draw: Callable[[dict[str, Any]], Figure], series: dict[str, Any], path: Path) -> None:
     """Draws a topic's figure and writes its PNG file."""
-    with mpl.rc_context(STYLE | {"axes.titlesize": 11, "legend.fontsize": 9.5}):
-        figure = draw(series)
+    with mpl.rc_context(plotting.STYLE | {"axes.titlesize": 11, "legend.fontsize": 9.5}):
+        figure = draw({name: np.array(values, float) for name, values in series.items()})
         for axis in figure.axes:  # decades are enough
             for line in (axis.xaxis, axis.yaxis):
                 if line.get_scale() == "log":

@@ -3,8 +3,6 @@
 python -m benchmarks.theory.report DIR [DIR ...]
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -43,20 +41,20 @@ def _summary(found: dict[str, records.Record]) -> str:
     held = sum(claim["holds"] for claim in claims)
     seconds = sum(record["cpu_seconds"] for record in found.values())
     first = next(iter(found.values()))
-    software = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "optax"))
     lengths = "shortened runs, " if first["config"]["quick"] else ""
     parts = [
         f"The theory, measured: {held} of {len(claims)} claims hold; {lengths}float64, "
-        f"{first['hardware']['device']}, {software}, {seconds:.0f} s of CPU time.",
+        f"{first['hardware']['device']}, {frames.software(first, 'jax', 'optax')}, "
+        f"{seconds:.0f} s of CPU time.",
         _NOTES.strip(),
     ]
     for name, record in found.items():
         rows = [
             {
-                "claim": "*Outside:* " * claim["outside"] + _escaped(claim["text"]),
-                "where": _escaped(claim["setting"]),
-                "prediction": _escaped(claim["prediction"]),
-                "measured": _escaped(claim["measured"]),
+                "claim": "*Outside:* " * claim["outside"] + claim["text"],
+                "where": claim["setting"],
+                "prediction": claim["prediction"],
+                "measured": claim["measured"],
                 "holds?": "yes" if claim["holds"] else "**no**",
             }
             for claim in record["claims"]
@@ -64,10 +62,6 @@ def _summary(found: dict[str, records.Record]) -> str:
         figure = f"![{record['title']}]({name}.png)"
         parts += [f"### {record['title']}", figure, frames.markdown(rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 if __name__ == "__main__":

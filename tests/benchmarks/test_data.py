@@ -1,5 +1,6 @@
 """The data sets: every layout loads, every damage is named, subsets and noise are as stated."""
 
+import dataclasses
 import io
 import os
 import pickle
@@ -344,8 +345,9 @@ class TestSubsets:
 
     def test_take_keeps_images_with_their_labels_and_none_twice(self, digits):
         index = np.arange(1437, dtype=np.int32)
-        numbered = digits._replace(
-            train_images=(index[:, None] // [1, 256] % 256).astype(np.uint8)[:, None, :, None]
+        numbered = dataclasses.replace(
+            digits,
+            train_images=(index[:, None] // [1, 256] % 256).astype(np.uint8)[:, None, :, None],
         )
         subset = data.take(numbered, 500, 100, seed=1)
         chosen = subset.train_images[:, 0, :, 0] @ np.array([1, 256])

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -123,12 +124,11 @@ def test_a_step_over_devices_is_one_devices_step(scan):
             (state, metrics, task.evaluate(state, *map(jax.numpy.asarray, (images, labels))))
         )
     (state, metrics, scores), (spread_state, spread_metrics, spread_scores) = found
-    for name, values in metrics.items():
-        np.testing.assert_allclose(spread_metrics[name], values, rtol=1e-4, err_msg=name)
-    for left, right in zip(jax.tree.leaves(spread_state), jax.tree.leaves(state), strict=True):
-        assert left.sharding.is_fully_replicated
-        assert len(left.sharding.device_set) == len(jax.devices())
-        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(spread_metrics, metrics, rtol=1e-4)
+    chex.assert_trees_all_close(spread_state, state, rtol=1e-3, atol=1e-5)
+    for leaf in jax.tree.leaves(spread_state):
+        assert leaf.sharding.is_fully_replicated
+        assert len(leaf.sharding.device_set) == len(jax.devices())
     assert spread_scores == pytest.approx(scores, rel=1e-4)
 
 

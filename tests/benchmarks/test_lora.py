@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,7 +118,7 @@ class TestAdapters:
         found = imbalance(params)
         expected = samax.norm_deviation(params, samax.lora_groups)
         assert len(found) == 4
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
     def test_a_zero_classifier_would_stop_every_adapter(self):
         """Why the classifier starts random."""
@@ -155,7 +156,7 @@ class TestStep:
             names, jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True
         ):
             assert np.any(old != new), name
-        jax.tree.map(np.testing.assert_array_equal, frozen, train.frozen)
+        chex.assert_trees_all_equal(frozen, train.frozen)
 
     def test_bfloat16_adapters_would_lose_it(self):
         """Why they stay float32: this is where the paper's SAM fell back to full precision."""
@@ -179,11 +180,7 @@ class TestStep:
         updates, _ = tx.update(perturbed, tx.init(state.params), state.params)
         expected = optax.apply_updates(state.params, updates)
         found, _ = train.train_step(state, BATCH)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
-            found.params,
-            expected,
-        )
+        chex.assert_trees_all_close(found.params, expected, rtol=1e-4, atol=2e-6)
 
 
 class TestMethods:

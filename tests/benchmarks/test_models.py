@@ -1,5 +1,6 @@
 """The networks: published sizes, training and evaluation modes, and compute dtypes."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,7 +134,7 @@ class TestTraining:
         single = forward(model, images[:1])
         whole = forward(model, images)
         after_evaluation = statistics()
-        assert jax.tree.all(jax.tree.map(np.array_equal, before, after_evaluation))
+        chex.assert_trees_all_equal(before, after_evaluation)
         # An image's logits do not depend on the rest of the batch.
         np.testing.assert_allclose(single, whole[:1], rtol=1e-4, atol=1e-5)
 
@@ -163,7 +164,7 @@ def test_the_same_seed_gives_the_same_parameters():
         nnx.state(build("cnn", num_classes=10, width=0.25, rngs=quick_rngs(seed)), nnx.Param)
         for seed in (0, 0, 1)
     )
-    assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
+    chex.assert_trees_all_equal(first, second)
     assert not jax.tree.all(jax.tree.map(np.array_equal, first, other))
 
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.core import command
 from benchmarks.core.classification import report
 from benchmarks.core.classification.experiment import final_metrics
-from benchmarks.core.records import FORMAT, read_record, write_record
+from benchmarks.core.records import FORMAT, by_method, read_record, write_record
 
 SEEDS = (0, 1, 2)
 EPOCHS = 12
@@ -85,7 +85,7 @@ def made_anew(folders):
 
 
 def rows_of(records):
-    return {row["method"]: row for row in report.summarize(report.by_method(records))}
+    return {row["method"]: row for row in report.summarize(by_method(records))}
 
 
 def test_final_metrics_are_of_the_last_epoch_and_the_last_ten():
@@ -117,7 +117,7 @@ def test_differences_are_paired_by_seed(records):
 
 
 def test_equal_time_is_the_shortest_sgd_run_and_takes_whole_epochs(records):
-    assert report.equal_time(report.by_method(records)) == pytest.approx(12.0)
+    assert report.equal_time(by_method(records)) == pytest.approx(12.0)
     rows = rows_of(records)
     assert rows["sam"]["top1_at_equal_time"]["mean"] == pytest.approx(0.66 * 6 / 12)
     assert rows["sgd@2"]["top1_at_equal_time"]["mean"] == pytest.approx(0.63 * 12 / 24)

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.core.precision import float64
 from benchmarks.core.runs import complete_all
+from benchmarks.core.training import descend
+from benchmarks.models.toys import nop, op, toys
 from benchmarks.theory import __main__ as theory
 from benchmarks.theory import experiment, figures, report
 from benchmarks.theory.claims import (
@@ -18,26 +20,18 @@ from benchmarks.theory.claims import (
     thresholds,
     universal_problems,
 )
-from benchmarks.theory.common import (
-    Claim,
-    Findings,
-    as_json,
-    bisect,
-    descend,
-    flow_rate,
-    listed,
-    slope,
-    spread,
-)
+from benchmarks.theory.common import Claim, findings, listed, near, slope, spread
 from benchmarks.theory.experiment import TOPICS, Theory
+from benchmarks.theory.runs import bisect, flow_rate, law_errors, sam_rate
 
 
 class TestCommon:
     def test_descend_records_the_start_and_every_so_many_steps(self):
         with float64():
-            path = descend(optax.sgd(0.1), lambda w: 0.5 * jnp.sum(w**2), np.ones(2), 6, 3)
+            last, path = descend(optax.sgd(0.1), lambda w: 0.5 * jnp.sum(w**2), np.ones(2), 6, 3)
             assert path.dtype == np.float64
         np.testing.assert_allclose(path[:, 0], [1, 0.9**3, 0.9**6])
+        np.testing.assert_array_equal(last, path[-1])
 
     def test_records_divide_the_steps(self):
         with pytest.raises(ValueError, match="multiple of every=4, and are 6"):
@@ -57,7 +51,8 @@ class TestCommon:
         assert spread([2.0, 1.0]) == "1 to 2"
         assert spread([1.0001, 1.0002]) == "1"
         assert listed([1.0, 2.5]) == "1, 2.5"
-        assert as_json(a=[1 / 3, np.nan])["a"][0] == 0.333333
+        assert findings([], a=[1 / 3, np.nan]).series["a"][0] == 0.333333
+        assert near([1.0, 2.2], [1.0, 2.0], 0.05).tolist() == [True, False]
 
 
 def test_the_predictions():
@@ -70,7 +65,7 @@ def test_the_predictions():
     problem = sensing.problem(0)
     zero = sensing.loss(problem._replace(values=np.zeros(20)), jnp.zeros((10, 10)))
     assert float(zero) == 0
-    toy = balancedness.op()
+    toy = op()
     with float64():
         here = [form(toy, toy.start, 0.1) for form in (balancedness.law, balancedness.product_law)]
     assert float(here[0]) == pytest.approx(float(here[1]), rel=1e-12)  # -|f'| (x^2 - y^2) u
@@ -83,7 +78,9 @@ class TestLaws:
         with float64():
             problems = sensing.Sensing(*(np.stack([part]) for part in sensing.problem(0)))
             ends = {
-                name: sensing.losses(problems, name, [0.3], 0.1, 2_000, 2_000)[0, 0, -1]
+                name: sensing.follow(problems, name, [0.3], 0.1, 2_000, 2_000, look=sensing.loss)[
+                    0, 0, -1
+                ]
                 for name in ("SAM", "USAM")
             }
         assert ends["SAM"] < 0.02
@@ -91,14 +88,14 @@ class TestLaws:
 
     def test_the_errors_of_the_first_order_laws_are_of_second_order(self):
         rho = np.array([1e-3, 2e-3, 4e-3, 8e-3])
-        large = deviation.toys()["tucker_large_core"]
+        large = toys()["tucker_large_core"]
         with float64():
             errors = (
-                balancedness.law_errors(balancedness.nop(), balancedness.law, rho),
-                balancedness.law_errors(balancedness.op(), balancedness.product_law, rho),
-                deviation.law_errors("SAM", large, rho),
+                law_errors(nop(), sam_rate, balancedness.law, rho),
+                law_errors(op(), sam_rate, balancedness.product_law, rho),
+                law_errors(large, sam_rate, deviation.law, rho),
             )
-            das = deviation.law_errors("DAS", large, rho)
+            das = law_errors(large, deviation.das_rate, deviation.law, rho)
         for error in errors:
             assert 1.95 < slope(rho, error) < 2.05
         assert np.max(das) < 1e-12
@@ -145,11 +142,11 @@ class TestCommand:
                 Claim("|x| is 1", "here", "1 within 1 %", "1.001", True),
                 Claim("y is 1", "there", "1", "2", False, outside=True),
             ]
-            return Findings(claims, as_json(y=[1.0, np.inf]))
+            return findings(claims, y=[1.0, np.inf])
 
         def draw(series):
             figure, axes = figures.panels("A claim")
-            axes[0].plot(np.array(series["y"], float))
+            axes[0].plot(series["y"])
             return figure
 
         topic = experiment.Topic("A topic", measure, draw)

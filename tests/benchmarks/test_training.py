@@ -1,5 +1,6 @@
 """The training step: what enters it, what leaves it, and that its two loops agree."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,15 +67,13 @@ def sam_epoch(data):
 def test_the_scanned_epoch_is_the_dispatched_one(data, sam_epoch):
     scanned = one_epoch(trainer(samax.sam(0.05, track=True), scan=True), data)
     assert sam_epoch[1].keys() == scanned[1].keys()
-    for one, other in zip(jax.tree.leaves(sam_epoch), jax.tree.leaves(scanned), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+    chex.assert_trees_all_close(sam_epoch, scanned, rtol=2e-4, atol=2e-5)
 
 
 def test_an_epoch_is_a_function_of_its_key(data, sgd_epoch):
     a_trainer = trainer()
     again, other = one_epoch(a_trainer, data), one_epoch(a_trainer, data, key=1)
-    for one, two in zip(jax.tree.leaves(sgd_epoch), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(one, two)
+    chex.assert_trees_all_equal(sgd_epoch, again)
     assert not np.array_equal(sgd_epoch[1]["train_loss"], other[1]["train_loss"])
 
 
@@ -91,11 +90,7 @@ def test_the_perturbed_pass_leaves_no_batch_statistics(data):
     one_batch = tuple(array[: RECIPE.batch_size] for array in data)
     base, _ = one_epoch(trainer(), one_batch)
     sam, _ = one_epoch(trainer(samax.sam(0.5)), one_batch)
-    statistics = zip(
-        jax.tree.leaves(base.model_state), jax.tree.leaves(sam.model_state), strict=True
-    )
-    for clean, kept in statistics:
-        np.testing.assert_allclose(clean, kept, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(base.model_state, sam.model_state, rtol=1e-5, atol=1e-7)
     params = zip(jax.tree.leaves(base.params), jax.tree.leaves(sam.params), strict=True)
     assert any(not np.allclose(one, other, atol=1e-4) for one, other in params)
 

@@ -1,7 +1,5 @@
 """Methods and seeds compared on one image data set: what the loop of `core.runs` is told."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import time
@@ -128,7 +126,7 @@ class ImageComparison(Comparison):
         self._train_images: Any = train if cluster else self._put(train)
         self._labels: tuple[Any, Any, Any] = (None, None, None)
 
-    def with_label_noise(self, label_noise: float, folder: Path) -> ImageComparison:
+    def with_label_noise(self, label_noise: float, folder: Path) -> "ImageComparison":
         """Returns the comparison with another label noise; programs and device data are shared.
 
         Raises:

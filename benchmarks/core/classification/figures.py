@@ -1,16 +1,24 @@
 """The figures of a comparison: what a reader should see before reading any number."""
 
-from __future__ import annotations
-
-import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import Colours, band, legend, palette, save, seed_rows
-from benchmarks.core.records import Record, Runs
+from benchmarks.core.plotting import (
+    Colours,
+    band,
+    bands,
+    entries,
+    legend,
+    palette,
+    save,
+    seed_rows,
+    subplots,
+)
+from benchmarks.core.records import Runs
 
 
 def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> None:
@@ -33,71 +41,49 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
 
 def _accuracy(runs: Runs, colours: Colours) -> Figure:
     """Last-10 test accuracy and generalization gap of each method, one dot a seed."""
-    figure = Figure(figsize=(9, 1.4 + 0.42 * len(runs)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    panels = (
-        (
-            "last10_test_top1",
-            "test top-1 (%), mean of the last 10 epochs\n"
-            "(dots: seeds; diamond: mean ± standard deviation)",
-        ),
-        ("generalization_gap", "generalization gap (points), train - test"),
+    figure, (accuracy, gap) = subplots((9, 1.4 + 0.42 * len(runs)), 1, 2, sharey=True)
+    seed_rows(accuracy, runs, lambda run: 100 * run["final"]["last10_test_top1"], colours)
+    accuracy.set_xlabel(
+        "test top-1 (%), mean of the last 10 epochs\n"
+        "(dots: seeds; diamond: mean ± standard deviation)"
     )
-    for axis, (name, label) in zip(axes, panels, strict=True):
-        seed_rows(axis, runs, functools.partial(_percent, name), colours)
-        axis.set_xlabel(label)
+    seed_rows(gap, runs, lambda run: 100 * run["final"]["generalization_gap"], colours)
+    gap.set_xlabel("generalization gap (points), train - test")
+    for axis in (accuracy, gap):
         axis.margins(x=0.12)
     return figure
 
 
-def _percent(name: str, record: Record) -> float:
-    return 100 * record["final"][name]
-
-
 def _learning_curves(runs: Runs, colours: Colours) -> Figure:
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    axes = figure.subplots(1, 3)
+    figure, axes = subplots((13, 4), 1, 3)
     panels = (
         ("test_top1", "test top-1 (%)", 100),
         ("train_eval_top1", "train top-1 (%), evaluation mode", 100),
         ("test_loss", "test loss (nats)", 1),
     )
     for axis, (name, label, scale) in zip(axes, panels, strict=True):
-        curves = {}
-        for method, seeds in runs.items():
-            values = scale * _matrix(seeds, name)
-            curves[method] = values
-            epochs = np.arange(1, values.shape[1] + 1)
-            band(axis, epochs, values, method, colours[method])
-        axis.set_xlabel("epoch (line and band: mean ± standard deviation)")
-        axis.set_ylabel(label)
+        curves = bands(axis, runs, colours, "epochs", "epoch", name, scale=scale)
+        axis.set(xlabel="epoch (line and band: mean ± standard deviation)", ylabel=label)
         _zoom(axis, curves)
     legend(figure, axes[0])
     return figure
 
 
 def _against_time(runs: Runs, colours: Colours, equal_time: float | None) -> Figure:
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots((8.5, 4.6))
     curves = {}
     for method, seeds in runs.items():
-        times = np.cumsum(_matrix(seeds, "compute_seconds"), axis=1).mean(0)
-        curves[method] = values = 100 * _matrix(seeds, "test_top1")
-        colour = colours[method]
-        band(axis, times, values, method, colour)
-        axis.plot(times[-1], values[:, -1].mean(), "o", color=colour, ms=6, zorder=4)
+        times = np.cumsum(entries(seeds, "epochs", "compute_seconds"), axis=1).mean(0)
+        curves[method] = values = 100 * entries(seeds, "epochs", "test_top1")
+        band(axis, times, values, method, colours[method])
+        axis.plot(times[-1], values[:, -1].mean(), "o", color=colours[method], ms=6, zorder=4)
     _zoom(axis, curves)
     backend = next(iter(next(iter(runs.values())).values()))["hardware"]["backend"]
     clock = "CPU" if backend == "cpu" else "wall-clock"
     if equal_time is not None:
         axis.axvline(equal_time, color="0.4", lw=1, ls=":")
-        axis.annotate(
-            " equal time",
-            (equal_time, 0.02),
-            xycoords=("data", "axes fraction"),
-            fontsize=8.5,
-            color="0.3",
-        )
+        place: Any = {"xycoords": ("data", "axes fraction"), "fontsize": 8.5, "color": "0.3"}
+        axis.annotate(" equal time", (equal_time, 0.02), **place)
     axis.set_xlim(left=0)
     axis.set_xlabel(f"training time ({clock} seconds, without compilation and evaluation)")
     axis.set_ylabel("test top-1 (%)")
@@ -106,18 +92,16 @@ def _against_time(runs: Runs, colours: Colours, equal_time: float | None) -> Fig
 
 
 def _adaptive(runs: Runs, colours: Colours) -> Figure:
-    figure = Figure(figsize=(8.5, 5.6), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
+    figure, axes = subplots((8.5, 5.6), 2, 1, sharex=True)
     panels = (
         ("adaptive_weight", r"weight $\lambda_k$ (epoch mean)"),
         ("sharpness_ratio", r"ratio $r_k$ (epoch mean)"),
     )
     for axis, (name, label) in zip(axes, panels, strict=True):
-        for method, seeds in runs.items():
-            values = _matrix(seeds, name)
-            epochs, colour = np.arange(1, values.shape[1] + 1), colours[method]
-            band(axis, epochs, values, method, colour)
-            axis.plot(epochs, values.T, color=colour, lw=0.6, alpha=0.5)
+        curves = bands(axis, runs, colours, "epochs", "epoch", name)
+        for method, values in curves.items():
+            epochs = np.arange(1, values.shape[1] + 1)
+            axis.plot(epochs, values.T, color=colours[method], lw=0.6, alpha=0.5)
         axis.axhline(1, color="0.4", lw=1, ls=":")
         axis.set_ylabel(label)
     axes[0].set_title(r"dotted: $\lambda = 1$ is SAM, 0 the base optimizer", fontsize=9, loc="left")
@@ -125,12 +109,6 @@ def _adaptive(runs: Runs, colours: Colours) -> Figure:
     axes[1].set_xlabel("epoch (thin lines: seeds)")
     legend(figure, axes[0])
     return figure
-
-
-def _matrix(seeds: dict[int, Record], name: str) -> np.ndarray:
-    """Returns one quantity by seed and epoch; missing values are NaN."""
-    rows = [[entry.get(name) for entry in record["epochs"]] for record in seeds.values()]
-    return np.array(rows, dtype=float)
 
 
 def _zoom(axis: Axes, curves: dict[str, np.ndarray]) -> None:

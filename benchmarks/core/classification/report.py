@@ -1,7 +1,5 @@
 """Tables and figures of a comparison of classifiers, made from its JSON records alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,8 @@ import numpy as np
 
 from benchmarks.core import frames
 from benchmarks.core.classification import figures
-from benchmarks.core.frames import by_seed, difference, paired, percent, spread
-from benchmarks.core.methods import METHODS
-from benchmarks.core.records import Record, Runs, read_comparison
-from benchmarks.core.records import by_method as records_by_method
+from benchmarks.core.frames import difference, numbers, paired, percent, spread
+from benchmarks.core.records import Record, Runs, by_method, read_comparison
 
 BASELINE = "sgd"
 DOUBLED = "sgd@2"
@@ -55,11 +51,6 @@ def write(folder: Path) -> str:
     return text
 
 
-def by_method(records: Iterable[Record]) -> Runs:
-    """Groups records by method and seed, in the order of `METHODS`."""
-    return records_by_method(records, METHODS)
-
-
 def summarize(runs: Runs) -> list[dict[str, Any]]:
     """Returns one row a method: each quantity as its mean and spread over seeds.
 
@@ -67,38 +58,36 @@ def summarize(runs: Runs) -> list[dict[str, Any]]:
     `{"mean": ..., "standard_error": ..., "seeds": n}` over the seeds' differences to a baseline.
     """
     budget = equal_time(runs)
-    last10 = {
-        label: by_seed(seeds, lambda record: record["final"]["last10_test_top1"])
-        for label, seeds in runs.items()
+    tables = {
+        label: numbers(seeds, lambda run: _numbers(run, budget)) for label, seeds in runs.items()
     }
-    at_budget = {
-        label: by_seed(seeds, lambda r: None if budget is None else accuracy_at(r, budget))
-        for label, seeds in runs.items()
-    }
+    epochs = {label: len(next(iter(seeds.values()))["epochs"]) for label, seeds in runs.items()}
     rows = []
     for label, seeds in runs.items():
-        first = next(iter(seeds.values()))
-        row: dict[str, Any] = {"method": label}
-        for name in first["final"]:
-            row[name] = spread([record["final"][name] for record in seeds.values()])
-        row["epochs"] = len(first["epochs"])
-        row["seconds_per_epoch"] = _epoch_seconds(seeds)
-        row["total_seconds"] = spread([total_seconds(record) for record in seeds.values()])
-        row["top1_at_equal_time"] = spread(at_budget[label])
+        spreads = {name: spread(values) for name, values in tables[label].items()}
+        times = {name: spreads.pop(name) for name in ("total_seconds", "top1_at_equal_time")}
+        row: dict[str, Any] = {"method": label, **spreads, "epochs": epochs[label]}
+        row |= {"seconds_per_epoch": _epoch_seconds(seeds), **times}
         if BASELINE in runs:
-            row["relative_epoch_time"] = _epoch_seconds(seeds) / _epoch_seconds(runs[BASELINE])
-            row["relative_total_time"] = row["relative_epoch_time"] * (
-                row["epochs"] / len(next(iter(runs[BASELINE].values()))["epochs"])
-            )
-        for baseline in (BASELINE, DOUBLED):
+            relative = _epoch_seconds(seeds) / _epoch_seconds(runs[BASELINE])
+            row["relative_epoch_time"] = relative
+            row["relative_total_time"] = relative * (epochs[label] / epochs[BASELINE])
+        for name, baseline in (
+            ("last10_test_top1", BASELINE),
+            ("last10_test_top1", DOUBLED),
+            ("top1_at_equal_time", BASELINE),
+        ):
             if baseline in runs and baseline != label:
-                minus = paired(last10[label], last10[baseline])
-                row[f"last10_test_top1_minus_{baseline}"] = minus
-        if BASELINE in runs and label != BASELINE:
-            minus = paired(at_budget[label], at_budget[BASELINE])
-            row[f"top1_at_equal_time_minus_{BASELINE}"] = minus
+                minus = paired(tables[label][name], tables[baseline][name])
+                row[f"{name}_minus_{baseline}"] = minus
         rows.append(row)
     return rows
+
+
+def _numbers(record: Record, budget: float | None) -> dict[str, Any]:
+    at_budget = None if budget is None else accuracy_at(record, budget)
+    times = {"total_seconds": total_seconds(record), "top1_at_equal_time": at_budget}
+    return {**record["final"], **times}
 
 
 def total_seconds(record: Record) -> float:
@@ -167,9 +156,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
                 **minus,
             }
         )
-        at_equal_time = {
-            "at equal time - sgd": difference(row.get(f"top1_at_equal_time_minus_{BASELINE}"))
-        }
+        at_equal_time = difference(row.get(f"top1_at_equal_time_minus_{BASELINE}"))
         speed.append(
             {
                 "method": row["method"],
@@ -178,7 +165,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
                 "epoch / SGD's": frames.number(row.get("relative_epoch_time"), ".2f"),
                 "run / SGD's": frames.number(row.get("relative_total_time"), ".2f"),
                 "top-1 % at equal time": percent(row["top1_at_equal_time"]),
-                **(at_equal_time if BASELINE in runs else {}),
+                **({"at equal time - sgd": at_equal_time} if BASELINE in runs else {}),
             }
         )
     terms = {
@@ -202,11 +189,8 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
 
 
 def _line(record: Record) -> dict[str, Any]:
-    times = {
-        "training_seconds": total_seconds(record),
-        "compile_seconds": record["compile_seconds"],
-    }
-    return frames.line(record, **times)
+    seconds = {"training_seconds": total_seconds(record)}
+    return frames.line(record, **seconds, compile_seconds=record["compile_seconds"])
 
 
 def _epoch_seconds(seeds: dict[int, Record]) -> float:

@@ -4,9 +4,8 @@ The data are on the device, as one epoch's: its permutation and every augmentati
 key, so that a run which was interrupted repeats what it would have done.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,9 +27,8 @@ _EVALUATION_BATCH = 250
 class EpochData(NamedTuple):
     """What the steps of one epoch read."""
 
-    images: (
-        Any  # uint8, (n, height, width, channels); over a cluster in batches: (steps, size, ...)
-    )
+    # uint8, (n, height, width, channels); over a cluster in batches: (steps, size, ...).
+    images: Any
     labels: Any  # int32, likewise
     order: Any  # the images that each step takes, one after the other
     key: jax.Array  # the augmentations' key, from which each step's is folded
@@ -71,29 +69,20 @@ class Classification:
     @classmethod
     def of(
         cls, config: Mapping[str, Any], dataset: Dataset, cluster: Cluster | None = None
-    ) -> Classification:
+    ) -> "Classification":
         """Returns the task of a run, from its record's configuration."""
         dtype = jnp.bfloat16 if config["bfloat16"] else jnp.float32
-
-        def build_model(seed: int) -> nnx.Module:
-            return models.build(
-                config["model"],
-                num_classes=dataset.num_classes,
-                in_channels=dataset.train_images.shape[-1],
-                width=config["width"],
-                dtype=dtype,
-                rngs=nnx.Rngs(seed),
-            )
-
-        names = ("flip", "label_smoothing")
-        recipe = Recipe(
-            config["batch_size"],
-            dataset.mean,
-            dataset.std,
-            **{name: config[name] for name in names},
+        build = functools.partial(
+            models.build,
+            config["model"],
+            num_classes=dataset.num_classes,
+            in_channels=dataset.train_images.shape[-1],
+            width=config["width"],
             dtype=dtype,
         )
-        return cls(build_model, recipe, cluster)
+        looks = dataset.mean, dataset.std, config["flip"]
+        recipe = Recipe(config["batch_size"], *looks, config["label_smoothing"], dtype)
+        return cls(lambda seed: build(rngs=nnx.Rngs(seed)), recipe, cluster)
 
     def trainer(self, tx: optax.GradientTransformation, scan: bool | None = None) -> Trainer:
         """Returns the trainer with an optimizer; over a cluster its state is on every device."""

@@ -4,9 +4,6 @@ Li, Zhang and He 2024 (arXiv 2410.14802), on the toys of `benchmarks.balance_toy
 have the curves of all methods.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,20 +12,12 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-import samax
 from benchmarks.core.precision import float64
+from benchmarks.core.training import descend
 from benchmarks.models.toys import Cores, Toy, Trajectory, nop, op, steps_to_half, trajectories
-from benchmarks.theory.common import (
-    Claim,
-    Findings,
-    as_json,
-    descend,
-    flow_rate,
-    listed,
-    slope,
-    spread,
-)
+from benchmarks.theory.common import Claim, Findings, findings, limit, listed, near, slope, spread
 from benchmarks.theory.figures import BLUE, GREEN, GREY, ORANGE, note, panels, predicted
+from benchmarks.theory.runs import law_errors, sam_rate
 
 START = 0.56  # |B| at the start of both toys
 _SECONDS = 10  # the papers' 1e5 steps of 1e-4
@@ -36,7 +25,7 @@ _SECONDS = 10  # the papers' 1e5 steps of 1e-4
 
 def law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
     """SAM's dB/dt to first order: rho (gamma_x - gamma_y) / sqrt(gamma_x + gamma_y)."""
-    grads = jax.grad(_loss(toy))(cores)
+    grads = jax.grad(toy.loss)(cores)
     gamma_x, gamma_y = (jnp.sum(grads[name] ** 2) for name in "xy")
     return rho * (gamma_x - gamma_y) / jnp.sqrt(gamma_x + gamma_y)
 
@@ -44,35 +33,14 @@ def law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
 def product_law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
     """The same for OP, a loss of x^T y: -2 rho |f'| B / sqrt(||x||^2 + ||y||^2)."""
     slope = 2 * (cores["x"] @ cores["y"] - toy.target)
-    balance = samax.balancedness(cores, toy.groups)["cores"]
-    return -2 * rho * jnp.abs(slope) * balance / optax.tree.norm(cores)
-
-
-def sam_rate(toy: Toy, cores: Cores, rho: jax.Array) -> jax.Array:
-    """SAM's own dB/dt."""
-    tx = optax.chain(samax.sam(rho), optax.sgd(1.0))
-    return flow_rate(tx, _loss(toy), cores, lambda p: samax.balancedness(p, toy.groups)["cores"])
-
-
-def law_errors(toy: Toy, form: Callable[..., jax.Array], rho: np.ndarray) -> np.ndarray:
-    """Returns |SAM's dB/dt - law| at the toy's start, by rho; `form` is the law."""
-
-    def error(rho: jax.Array) -> jax.Array:
-        cores = jax.tree.map(jnp.asarray, toy.start)
-        return jnp.abs(sam_rate(toy, cores, rho) - form(toy, cores, rho))
-
-    return np.asarray(jax.jit(jax.vmap(error))(rho))
+    return -2 * rho * jnp.abs(slope) * toy.imbalance(cores) / optax.tree.norm(cores)
 
 
 def sgd_drift(eta: float) -> float:
     """Returns how far plain gradient descent on NOP moves B in a fixed time."""
     toy = nop()
-
-    def measure(cores: Cores) -> jax.Array:
-        return samax.balancedness(cores, toy.groups)["cores"]
-
     steps = round(_SECONDS / eta)
-    first, last = descend(optax.sgd(eta), _loss(toy), toy.start, steps, steps, measure)
+    _, (first, last) = descend(optax.sgd(eta), toy.loss, toy.start, steps, steps, toy.imbalance)
     return abs(float(last - first))
 
 
@@ -101,7 +69,10 @@ def measure(quick: bool) -> Findings:
     short = silent._replace(steps=steps // 10)
     with float64():
         radii = np.geomspace(1e-3, 1e-2, 7)
-        errors = [law_errors(nop(), law, radii), law_errors(op(), product_law, radii)]
+        errors = [
+            law_errors(nop(), sam_rate, law, radii),
+            law_errors(op(), sam_rate, product_law, radii),
+        ]
         etas = np.array([1e-2, 3e-3, 1e-3])
         drifts = [sgd_drift(float(each)) for each in etas]
     runs = {name: trajectories(nop_toy, name, seeds, every) for name in ("SGD", "SAM")}
@@ -147,21 +118,21 @@ def measure(quick: bool) -> Findings:
             f"{setting}, a = .5, 1",
             f"{listed(kept)} within 0.5 %, from {START}",
             listed(ends["SGD"][at[:2]], ".4f"),
-            bool(np.all(np.abs(ends["SGD"][at[:2]] / kept - 1) < 0.005)),
+            near(ends["SGD"][at[:2]], kept, 0.005),
         ),
         Claim(
             "SAM cuts |B|",
             f"{setting}, a = .5, 1, rho .1",
             "0.112, 0.072 within 5 %",
             listed(ends["SAM"][at[:2]], ".4f"),
-            bool(np.all(np.abs(ends["SAM"][at[:2]] / [0.112, 0.072] - 1) < 0.05)),
+            near(ends["SAM"][at[:2]], [0.112, 0.072], 0.05),
         ),
         Claim(
             "noise speeds it up: steps to half",
             f"{setting}, a = .5, 1, 2, in steps of 1e-4",
             "25,600, 12,200, 6,100 within 3 %",
             listed(halves[at], ",.0f"),
-            bool(np.all(np.abs(halves[at] / [25_600, 12_200, 6_100] - 1) < 0.03)),
+            near(halves[at], [25_600, 12_200, 6_100], 0.03),
         ),
         Claim(
             "the steps to half are as 1 / a",
@@ -170,55 +141,51 @@ def measure(quick: bool) -> Findings:
             f"{half_slope:.3f}",
             -1.1 < half_slope < -0.9,
         ),
-        Claim(
+        limit(
             "at the minimum, nearer than rho, the law fails: it stops with f', SAM goes on",
             f"OP without noise, rho {op_toy.rho:g}, eta {eta:g}, {steps:,} steps",
             "|B| below half of the law's integral",
             f"{path.imbalance[0, 0, -1]:.3g}, the law has {follows[-1]:.3g}",
-            bool(path.imbalance[0, 0, -1] < follows[-1] / 2),
-            outside=True,
+            path.imbalance[0, 0, -1] < follows[-1] / 2,
         ),
-        Claim(
+        limit(
             "under loud noise SAM shrinks both cores to 0, which is no balance",
             f"{setting}, a >= 1.5",
             f"||x||^2 + ||y||^2 below 1e-4, from {runs['SAM'].size[0, 0, 0]:.2f}",
             f"at most {np.max(sizes[loud]):.0e}",
-            bool(np.all(sizes[loud] < 1e-4)),
-            outside=True,
+            sizes[loud] < 1e-4,
         ),
-        Claim(
+        limit(
             "without noise SAM raises |B|",
             f"{setting}, a = 0",
             f"above {START}",
             f"{ends['SAM'][0]:.4f}",
-            bool(ends["SAM"][0] > 1.05 * START),
-            outside=True,
+            ends["SAM"][0] > 1.05 * START,
         ),
-        Claim(
+        limit(
             "so does nBAR, if its alpha is not soon 0",
             "the same, alpha from .5 to 0 over the run",
             f"above {START}",
             f"{quiet.imbalance[0, 0, -1]:.3g}",
-            bool(quiet.imbalance[0, 0, -1] > 1.05 * START),
-            outside=True,
+            quiet.imbalance[0, 0, -1] > 1.05 * START,
         ),
         Claim(
             "with an alpha that decays in time nBAR balances",
             "the same, alpha from .5 to 0 over a tenth of the run, which then ends",
             f"below {START}",
             f"{decayed.imbalance[0, 0, -1]:.3g}",
-            bool(decayed.imbalance[0, 0, -1] < START),
+            decayed.imbalance[0, 0, -1] < START,
         ),
     ]
     thin = slice(None, None, 10)
-    series = as_json(
+    return findings(
+        claims,
         radii=radii, errors=errors, noise=noise, halves=halves,
         end_sam=ends["SAM"], end_sgd=ends["SGD"], sizes=sizes,
         time=eta * every * np.arange(path.imbalance.shape[-1])[thin],
         op=path.imbalance[0, 0, thin], law=follows[thin],
         drift=runs["SGD"].imbalance[levels.index(0.5), 0, thin],
     )  # fmt: skip
-    return Findings(claims, series)
 
 
 def draw(series: dict[str, Any]) -> Figure:
@@ -228,7 +195,7 @@ def draw(series: dict[str, Any]) -> Figure:
         rows=2,
         columns=2,
     )
-    radii = np.array(series["radii"])
+    radii = series["radii"]
     for name, errors, style in zip(
         ("NOP", "OP"), series["errors"], ({"ms": 9, "mfc": "none", "mew": 1.6}, {}), strict=True
     ):
@@ -242,7 +209,7 @@ def draw(series: dict[str, Any]) -> Figure:
     )
     first.legend(loc="lower right")
 
-    thousands = np.array(series["time"]) / 0.1  # in steps of 1e-4
+    thousands = series["time"] / 0.1  # in steps of 1e-4
     predicted(second, thousands[[0, -1]], [START, START])
     second.plot(thousands, series["drift"], color=GREY, lw=2, label="SGD (NOP, $a = 0.5$)")
     second.plot(thousands, series["op"], color=BLUE, lw=2, label="SAM (OP, no noise)")
@@ -252,8 +219,8 @@ def draw(series: dict[str, Any]) -> Figure:
     second.set_title("SGD conserves $|B|$; SAM goes on where its law stops")
     second.legend(loc="upper right", bbox_to_anchor=(1, 0.72))
 
-    noise = np.array(series["noise"])
-    halves = np.array(series["halves"], float) / 1000
+    noise = series["noise"]
+    halves = series["halves"] / 1000
     one = halves[noise == 1][0]
     predicted(third, noise[1:], one / noise[1:])
     third.plot(noise[1:], halves[1:], "o", color=BLUE, ms=6)
@@ -275,11 +242,6 @@ def draw(series: dict[str, Any]) -> Figure:
     note(fourth, "SAM shrinks\nboth to 0", (1.63, 0.25), color=ORANGE, ha="center")
     note(fourth, "no noise:\nSAM raises $|B|$", (0.02, 0.72), color=BLUE)
     fourth.set(xlabel="noise level $a$ (NOP)", ylim=(-0.05, 1.7), xlim=(-0.1, noise[-1] + 0.1))
-    fourth.set_ylabel("at the end of the run")
-    fourth.set_title("Where it fails: no noise, and too much of it")
+    fourth.set(ylabel="at the end of the run", title="Where it fails: no noise, and too much of it")
     fourth.legend(loc="upper right")
     return figure
-
-
-def _loss(toy: Toy) -> Any:
-    return lambda cores: jnp.sum((toy.product(cores) - toy.target) ** 2)

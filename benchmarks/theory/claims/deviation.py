@@ -4,8 +4,6 @@ Cao, Atarashi and Kashima 2025 (arXiv 2508.10435), on the Tucker-2 toys of
 `benchmarks.balance_toys`, whose results have the curves over time.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -17,8 +15,9 @@ from matplotlib.figure import Figure
 import samax
 from benchmarks.core.precision import float64
 from benchmarks.models.toys import Cores, Toy, toys, trajectories
-from benchmarks.theory.common import Claim, Findings, as_json, flow_rate, listed, slope
+from benchmarks.theory.common import Claim, Findings, findings, limit, listed, near, slope
 from benchmarks.theory.figures import BLUE, GREEN, GREY, ORANGE, note, panels, predicted
+from benchmarks.theory.runs import flow_rate, law_errors, sam_rate
 
 CASES = {"large": "tucker_large_core", "small": "tucker_small_core"}
 _REFERENCE = {0.5: 1.373, 1.0: 0.895, 1.5: 0.533, 2.0: 0.282}  # SAM's Q, measured independently
@@ -27,30 +26,15 @@ _RHO = 1e-3  # for the law at many points
 
 def law(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
     """SAM's dQ/dt to first order: 4 rho u K Cov(||G||^2, gamma)."""
-    grads = jax.grad(_loss(toy))(cores)
+    grads = jax.grad(toy.loss)(cores)
     covariance = samax.gradient_covariance(cores, grads, toy.groups)["cores"]
     return 4 * rho / optax.tree.norm(grads) * len(cores) * covariance
 
 
-def rate(method: str, toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
-    """dQ/dt of SAM, or of DAS with alpha = rho."""
-    sgd = optax.sgd(1.0)
-    tx = (
-        optax.chain(samax.sam(rho), sgd)
-        if method == "SAM"
-        else samax.das(sgd, learning_rate=1.0, alpha=rho, groups=toy.groups)
-    )
-    return flow_rate(tx, _loss(toy), cores, lambda p: samax.norm_deviation(p, toy.groups)["cores"])
-
-
-def law_errors(method: str, toy: Toy, rho: np.ndarray) -> np.ndarray:
-    """Returns |dQ/dt - law| at the toy's start, by rho."""
-
-    def error(rho: jax.Array) -> jax.Array:
-        cores = jax.tree.map(jnp.asarray, toy.start)
-        return jnp.abs(rate(method, toy, cores, rho) - law(toy, cores, rho))
-
-    return np.asarray(jax.jit(jax.vmap(error))(rho))
+def das_rate(toy: Toy, cores: Cores, rho: jax.Array | float) -> jax.Array:
+    """The dQ/dt of DAS with alpha = rho."""
+    tx = samax.das(optax.sgd(1.0), learning_rate=1.0, alpha=rho, groups=toy.groups)
+    return flow_rate(tx, toy.loss, cores, toy.imbalance)
 
 
 def random_cores(toy: Toy, count: int) -> tuple[Cores, jax.Array]:
@@ -59,14 +43,10 @@ def random_cores(toy: Toy, count: int) -> tuple[Cores, jax.Array]:
     def draw(key: jax.Array) -> tuple[Cores, jax.Array]:
         norms_key, noise_key, *keys = jax.random.split(key, 2 + len(toy.start))
         norms = jax.random.uniform(norms_key, (len(keys),), minval=0.3, maxval=1.6)
-        directions = {
-            name: jax.random.normal(each, np.shape(core))
-            for each, (name, core) in zip(keys, toy.start.items(), strict=True)
-        }
-        cores = {
-            name: norm * direction / jnp.linalg.norm(direction)
-            for norm, (name, direction) in zip(norms, directions.items(), strict=True)
-        }
+        cores = {}
+        for norm, each, (name, core) in zip(norms, keys, toy.start.items(), strict=True):
+            direction = jax.random.normal(each, np.shape(core))
+            cores[name] = norm * direction / jnp.linalg.norm(direction)
         noise = jax.random.normal(noise_key, toy.target.shape)
         return cores, toy.target + 2 * toy.spread * noise
 
@@ -81,12 +61,15 @@ def measure(quick: bool) -> Findings:
     large = toys()[CASES["large"]]
     with float64():
         radii = np.geomspace(1e-3, 1e-2, 7)
-        errors = {name: law_errors(name, large, radii) for name in ("SAM", "DAS")}
+        errors = {
+            name: law_errors(large, rate, law, radii)
+            for name, rate in (("SAM", sam_rate), ("DAS", das_rate))
+        }
         drawn = random_cores(large, 300)
 
         def both(cores: Cores, target: Any) -> tuple[jax.Array, jax.Array]:
             toy = large._replace(target=target)
-            return law(toy, cores, _RHO) / _RHO, rate("SAM", toy, cores, _RHO) / _RHO
+            return law(toy, cores, _RHO) / _RHO, sam_rate(toy, cores, _RHO) / _RHO
 
         expected, rates = (np.asarray(each) for each in jax.jit(jax.vmap(both))(*drawn))
     runs = {
@@ -112,6 +95,7 @@ def measure(quick: bool) -> Findings:
     agree = np.mean(np.sign(rates[clear]) == np.sign(expected[clear]))
     effect = ends["large"]["SGD"] - ends["large"]["SAM"]
     gap = np.abs(ends["large"]["DAS"] - ends["large"]["SAM"])
+    raised = [ends["small"][name] for name in ("SAM", "DAS")]
     setting = f"Tucker-2, rho = alpha = .01, eta {eta:g}, {steps:,} steps, {seeds} seeds"
     noise = f"a = {listed(levels)}"
     claims = [
@@ -127,39 +111,35 @@ def measure(quick: bool) -> Findings:
             "the same",
             "error below 1e-12",
             f"at most {np.max(errors['DAS']):.0e}",
-            bool(np.max(errors["DAS"]) < 1e-12),
+            errors["DAS"] < 1e-12,
         ),
         Claim(
             "the covariance decides whether SAM raises or lowers Q",
             f"Tucker-2, 300 random triples of cores and noisy samples, rho {_RHO:g}",
             "sign of Cov; dQ/dt within 1 % of its range",
             f"sign agrees in {100 * agree:.0f} %, dQ/dt within {100 * off:.2f} %",
-            bool(agree == 1 and off < 0.01),
+            agree == 1 and off < 0.01,
         ),
         Claim(
             "with a large core the covariance is negative and SAM lowers Q",
             f"{setting}, {noise}",
             "Cov < 0 and Q 0.5 or more below SGD's",
             f"{listed(effect)} below",
-            bool(np.all(covariances["large"] < 0) and np.all(effect > 0.5)),
+            (covariances["large"] < 0).all() and (effect > 0.5).all(),
         ),
         Claim(
             "DAS mimics SAM at the cost of SGD",
             "the same",
             "Q at the end within 6 % of what SAM does to it",
             f"{listed(ends['large']['DAS'])}: {100 * np.max(gap / effect):.1f} % at most",
-            bool(np.all(effect > 0) and np.all(gap < 0.06 * effect)),
+            (effect > 0) & (gap < 0.06 * effect),
         ),
-        Claim(
+        limit(
             "with a small core the covariance is positive, and both raise Q",
             f"{setting}, {noise}",
             f"Cov > 0 and Q above {start:.2f}",
-            f"SAM {listed(ends['small']['SAM'])}; DAS {listed(ends['small']['DAS'])}",
-            bool(
-                np.all(covariances["small"] > 0)
-                and all(np.all(ends["small"][name] > 1.01 * start) for name in ("SAM", "DAS"))
-            ),
-            outside=True,
+            f"SAM {listed(raised[0])}; DAS {listed(raised[1])}",
+            (covariances["small"] > 0).all() and np.min(raised) > 1.01 * start,
         ),
     ]
     if not quick:  # where steps are larger Q ends elsewhere
@@ -171,10 +151,11 @@ def measure(quick: bool) -> Findings:
                 "the same",
                 f"{listed(reference)} within 10 %, from {start:.2f}",
                 listed(ends["large"]["SAM"]),
-                bool(np.all(np.abs(ends["large"]["SAM"] / reference - 1) < 0.1)),
+                near(ends["large"]["SAM"], reference, 0.1),
             ),
         )
-    series = as_json(
+    return findings(
+        claims,
         radii=radii, error_sam=errors["SAM"], expected=expected,
         rates=rates, levels=levels, start=start,
         **{
@@ -183,7 +164,6 @@ def measure(quick: bool) -> Findings:
             for method, values in methods.items()
         },
     )  # fmt: skip
-    return Findings(claims, series)
 
 
 def draw(series: dict[str, Any]) -> Figure:
@@ -191,7 +171,7 @@ def draw(series: dict[str, Any]) -> Figure:
     figure, (left, middle, right) = panels(
         "Three cores: gradients' norms decide what SAM does to the cores' norms, and DAS copies it"
     )
-    radii, errors = np.array(series["radii"]), np.array(series["error_sam"])
+    radii, errors = series["radii"], series["error_sam"]
     predicted(left, radii, errors[-1] * (radii / radii[-1]) ** 2)
     left.plot(radii, errors, "o", color=BLUE, ms=6)
     note(left, r"$\propto \rho^2$", (radii[2], 2.4 * errors[2]))
@@ -200,7 +180,7 @@ def draw(series: dict[str, Any]) -> Figure:
     left.set_ylabel("SAM's error of the law for $dQ/dt$")
     left.set_title(r"$dQ/dt = 4\rho u K\,\mathrm{Cov}(\|G\|^2, \|g\|^2) + O(\rho^2)$")
 
-    expected, rates = np.array(series["expected"]), np.array(series["rates"])
+    expected, rates = series["expected"], series["rates"]
     ends = np.array([expected.min(), expected.max()])
     middle.axhline(0, color=GREY, lw=0.8)
     middle.axvline(0, color=GREY, lw=0.8)
@@ -213,7 +193,7 @@ def draw(series: dict[str, Any]) -> Figure:
     middle.set(xlabel=r"law: $4uK\,\mathrm{Cov}$", ylabel=r"SAM: $(dQ/dt)\,/\,\rho$")
     middle.set_title("300 random triples of cores, noisy samples")
 
-    levels = np.array(series["levels"])
+    levels = series["levels"]
     predicted(right, levels, np.full_like(levels, series["start"]))
     for case in CASES:
         for method, colour, marker, size in (
@@ -229,7 +209,3 @@ def draw(series: dict[str, Any]) -> Figure:
     right.set_title("DAS does what SAM does")
     right.legend(loc="lower left")
     return figure
-
-
-def _loss(toy: Toy) -> Any:
-    return lambda cores: jnp.sum((toy.product(cores) - toy.target) ** 2)

@@ -3,33 +3,22 @@
 Section 4 of Dai, Ahn and Sra 2023 (arXiv 2305.15287).
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-import samax
 from benchmarks.core.precision import float64
-from benchmarks.theory.common import Claim, Findings, as_json, descend, spread
-from benchmarks.theory.figures import BLACK, BLUE, GREY, ORANGE, note, panels, predicted
+from benchmarks.theory.common import Claim, Findings, findings, limit, near, spread
+from benchmarks.theory.figures import BLACK, BLUE, COLOURS, ORANGE, note, panels, predicted
+from benchmarks.theory.runs import METHODS, paths
 
 START = np.array([2.0, 2.0**0.5])
 ETA = 0.05
-METHODS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
-    "GD": lambda rho: optax.identity(),
-    "SAM": samax.sam,
-    "USAM": samax.usam,
-}
 _EVERY = 4  # steps between two looks at the distance
-_COLOURS = {"GD": GREY, "SAM": BLUE, "USAM": ORANGE}
 
 
 def loss(w: jax.Array) -> jax.Array:
@@ -39,13 +28,7 @@ def loss(w: jax.Array) -> jax.Array:
 
 def path(method: str, rho: ArrayLike, eta: ArrayLike, steps: int, every: int) -> np.ndarray:
     """Returns points (x, y) on a method's way from the start, by pair of rho and eta."""
-
-    def run(rho: jax.Array, eta: jax.Array) -> jax.Array:
-        tx = optax.chain(METHODS[method](rho), optax.sgd(eta))
-        return descend(tx, loss, START, steps, every)
-
-    pairs = np.broadcast_arrays(np.asarray(rho, float), np.asarray(eta, float))
-    return np.asarray(jax.jit(jnp.vectorize(run, signature="(),()->(n,d)"))(*pairs))
+    return np.asarray(paths(method, loss, START, rho, eta, steps=steps, every=every))
 
 
 def arrival(rho: ArrayLike) -> np.ndarray:
@@ -62,7 +45,7 @@ def measure(quick: bool) -> Findings:
     steps = 4_000 if quick else 40_000
     side = 8 if quick else 48
     with float64():
-        paths = {name: path(name, 0.5, ETA, 200, 1) for name in METHODS}
+        ways = {name: path(name, 0.5, ETA, 200, 1) for name in METHODS}
         rho = np.geomspace(0.2 if quick else 0.05, 1.0, 5 if quick else 13)
         sam = path("SAM", rho, ETA, steps, _EVERY)
         ends = {name: path(name, 0.5, ETA, 5_000, 5_000)[-1] for name in METHODS}
@@ -100,14 +83,14 @@ def measure(quick: bool) -> Findings:
             f"{setting}, rho {rho[0]:.2g} to 1",
             "||w|| <= rho in the end",
             f"||w|| / rho at most {np.max(distances[:, -1] / rho):.2g}",
-            bool(np.all(distances[:, -1] <= rho)),
+            distances[:, -1] <= rho,
         ),
         Claim(
             "it takes SAM ln(sqrt 2 / rho) / (eta rho^2) steps",
             f"{setting}, rho up to .3",
             "ratio 1 within 25 %",
             f"ratio {spread(ratio)}",
-            bool(np.all(np.abs(ratio - 1) < 0.25)),
+            near(ratio, 1, 0.25),
         ),
         Claim(
             "SAM is stable for rho up to O(1), at step sizes where USAM diverges",
@@ -115,24 +98,23 @@ def measure(quick: bool) -> Findings:
             "SAM nowhere diverges, USAM somewhere",
             f"SAM diverges at {np.sum(modest & ~bounded['SAM'])}, "
             f"USAM at {np.sum(modest & ~bounded['USAM'])}",
-            not np.any(modest & ~bounded["SAM"]) and bool(np.any(modest & ~bounded["USAM"])),
+            not np.any(modest & ~bounded["SAM"]) and np.any(modest & ~bounded["USAM"]),
         ),
-        Claim(
+        limit(
             "with larger steps and rho SAM diverges too, where gradient descent does not",
             f"the same start, grid of rho .02 to 2, eta .01 to .5, {side**2:,} points",
             "at some points",
             f"at {np.sum(bounded['GD'] & ~bounded['SAM'])}; "
             f"USAM at {np.sum(bounded['GD'] & ~bounded['USAM'])}",
-            bool(np.any(bounded["GD"] & ~bounded["SAM"])),
-            outside=True,
+            np.any(bounded["GD"] & ~bounded["SAM"]),
         ),
     ]
-    series = as_json(
+    return findings(
+        claims,
         rho=rho, steps_to=steps_to, grid_rho=grid_rho, grid_eta=grid_eta,
-        **{f"path_{name}": points for name, points in paths.items()},
+        **{f"path_{name}": points for name, points in ways.items()},
         **{f"bounded_{name}": values for name, values in bounded.items()},
     )  # fmt: skip
-    return Findings(claims, series)
 
 
 def draw(series: dict[str, Any]) -> Figure:
@@ -144,8 +126,8 @@ def draw(series: dict[str, Any]) -> Figure:
     x, y = np.meshgrid(np.linspace(*limits, 200), np.linspace(*limits, 200))
     left.contour(x, y, 0.5 * (x * y) ** 2, np.geomspace(0.05, 20, 7), colors="0.85", linewidths=0.8)
     for name in ("USAM", "GD", "SAM"):
-        points = np.array(series[f"path_{name}"], float)
-        left.plot(*points.T, ".-", color=_COLOURS[name], label=name, lw=1.1, ms=4)
+        points = series[f"path_{name}"]
+        left.plot(*points.T, ".-", color=COLOURS[name], label=name, lw=1.1, ms=4)
     left.plot(*START, "o", color=BLACK, ms=6)
     note(left, "start", tuple(START), xytext=(6, 4), textcoords="offset points")
     note(left, "USAM diverges", (-0.9, -2.3), color=ORANGE)
@@ -155,7 +137,7 @@ def draw(series: dict[str, Any]) -> Figure:
     left.grid(False)
     left.legend(loc="upper left")
 
-    rho = np.array(series["rho"])
+    rho = series["rho"]
     predicted(middle, rho, arrival(rho))
     middle.plot(rho, series["steps_to"], "o", color=BLUE, ms=6)
     note(middle, r"$\ln(\sqrt{2}/\rho)\,/\,(\eta\rho^2)$", (rho[2], 1.4 * arrival(rho[2])))
@@ -163,7 +145,7 @@ def draw(series: dict[str, Any]) -> Figure:
     middle.set_ylabel(r"steps until $\|(x, y)\| \leq \rho$")
     middle.set_title(r"How soon SAM is within $\rho$ of the origin")
 
-    alone = np.array(series["bounded_SAM"]) + np.array(series["bounded_USAM"])
+    alone = series["bounded_SAM"] + series["bounded_USAM"]
     shades = ListedColormap(["0.55", "#F6C9A8", "#E4EEF6"])
     right.pcolormesh(
         series["grid_rho"], series["grid_eta"], alone, cmap=shades, vmin=-0.5, vmax=2.5

@@ -3,22 +3,19 @@
 Section 4 of Dai, Ahn and Sra 2023 (arXiv 2305.15287).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-import samax
 from benchmarks.core.precision import float64
-from benchmarks.theory.common import Claim, Findings, as_json, descend, spread
-from benchmarks.theory.figures import BLUE, GREY, ORANGE, PINK, note, panels, predicted
+from benchmarks.theory.common import Claim, Findings, findings, limit, near, spread
+from benchmarks.theory.figures import BLUE, COLOURS, GREY, ORANGE, PINK, note, panels, predicted
+from benchmarks.theory.runs import METHODS, paths
 
 START = np.array([4.0, 10.0])
 GAP = 84.0  # y0^2 - x0^2, which gradient flow conserves
@@ -34,14 +31,11 @@ _EVERY = 100
 def squares(loss: str, method: str, rho: ArrayLike, eta: ArrayLike, steps: int) -> np.ndarray:
     """Returns y^2 every hundred steps from (4, 10), by pair of rho and eta."""
     ell = LOSSES[loss]
-    build = {"SAM": samax.sam, "USAM": samax.usam}[method]
-
-    def run(rho: jax.Array, eta: jax.Array) -> jax.Array:
-        tx = optax.chain(build(rho), optax.sgd(eta))
-        return descend(tx, lambda w: ell(w[0] * w[1]), START, steps, _EVERY, lambda w: w[1] ** 2)
-
-    pairs = np.broadcast_arrays(np.asarray(rho, float), np.asarray(eta, float))
-    return np.asarray(jax.jit(jnp.vectorize(run, signature="(),()->(n)"))(*pairs))
+    run = paths(
+        method, lambda w: ell(w[0] * w[1]), START, rho, eta,
+        steps=steps, every=_EVERY, measure=lambda w: w[1] ** 2,
+    )  # fmt: skip
+    return np.asarray(run)
 
 
 def usam_stop(rho: ArrayLike, eta: ArrayLike) -> np.ndarray:
@@ -68,19 +62,12 @@ def measure(quick: bool) -> Findings:
         eta = np.geomspace(0.02, 0.2, 4 if quick else 10)
         tiny = np.geomspace(0.0002, 0.2, 4 if quick else 13)
         rho = np.array([0.07, 0.1, 0.15] if quick else [0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2])
-        plain = {name: squares(name, "USAM", 0.0, eta, short)[:, -1] for name in LOSSES}
+        plain = {name: squares(name, "GD", 0.0, eta, short)[:, -1] for name in LOSSES}
         usam = {name: squares(name, "USAM", eta, eta, short)[:, -1] for name in LOSSES}
         loud = squares("log cosh", "USAM", _LOUD, tiny, short)[:, -1]
         known = {name: float(squares(name, "USAM", 0.05, 0.05, short)[-1]) for name in LOSSES}
         sam = {name: squares(name, "SAM", rho, 0.05, long) for name in LOSSES}
-        shown = {
-            name: squares("log cosh", method, radius, 0.05, 20_000)
-            for name, method, radius in (
-                ("GD", "USAM", 0.0),
-                ("USAM", "USAM", 0.05),
-                ("SAM", "SAM", 0.05),
-            )
-        }
+        shown = {name: squares("log cosh", name, 0.05, 0.05, 20_000) for name in METHODS}
     rates = np.array([[drift(path) for path in paths] for paths in sam.values()])
     ratio = rates / (2 * 0.05 * rho**2)
     off = {
@@ -94,14 +81,14 @@ def measure(quick: bool) -> Findings:
             "log cosh(xy) and sqrt(1 + (xy)^2) - 1 from (4, 10), eta .02 to .2",
             "y within 2 eta",
             f"{spread(off['GD'], '.2f')} eta away",
-            bool(np.all(off["GD"] < 2)),
+            off["GD"] < 2,
         ),
         Claim(
             "USAM stops at (1 + rho y^2) y^2 = 2 / eta",
             "the same, rho = eta",
             "y within 2 eta",
             f"{spread(off['USAM'], '.2f')} eta away",
-            bool(np.all(off["USAM"] < 2)),
+            off["USAM"] < 2,
         ),
         Claim(
             "USAM stops near y^2 = 20",
@@ -115,22 +102,21 @@ def measure(quick: bool) -> Findings:
             f"the same, eta .05, rho {rho[0]:g} to {rho[-1]:g}, y^2 below .1",
             "ratio 1 within 6 %",
             f"ratio {spread(ratio, '.4f')}",
-            bool(np.all(np.abs(ratio - 1) < 0.06)),
+            near(ratio, 1, 0.06),
         ),
-        Claim(
+        limit(
             "for rho far above eta USAM's law fails: y^2 shrinks before x is 0",
             f"log cosh(xy), rho {_LOUD:g}, eta {tiny[0]:g}",
             "more than 10 % below the law",
             f"y^2 = {loud[0]:.1f}, the law has {law[0]:.1f}",
-            bool(loud[0] < 0.9 * law[0]),
-            outside=True,
+            loud[0] < 0.9 * law[0],
         ),
     ]
-    series = as_json(
+    return findings(
+        claims,
         eta=eta, plain=plain["log cosh"], usam=usam["log cosh"], tiny=tiny, loud=loud, rho=rho,
         rates=rates, **{f"shown_{name}": path for name, path in shown.items()},
     )  # fmt: skip
-    return Findings(claims, series)
 
 
 def draw(series: dict[str, Any]) -> Figure:
@@ -138,14 +124,11 @@ def draw(series: dict[str, Any]) -> Figure:
     figure, (left, middle, right) = panels(
         "A single neuron: gradient descent and USAM stop once they are stable, SAM drifts on"
     )
-    for name, colour, stop in (
-        ("GD", GREY, usam_stop(0, 0.05)),
-        ("USAM", ORANGE, usam_stop(0.05, 0.05)),
-        ("SAM", BLUE, None),
-    ):
-        path = np.array(series[f"shown_{name}"])
+    stops = {"GD": usam_stop(0, 0.05), "USAM": usam_stop(0.05, 0.05), "SAM": None}
+    for name, stop in stops.items():
+        path = series[f"shown_{name}"]
         steps = _EVERY * np.arange(len(path))
-        left.plot(steps / 1000, path, color=colour, lw=2, label=name)
+        left.plot(steps / 1000, path, color=COLOURS[name], lw=2, label=name)
         if stop is not None:
             predicted(left, [0, steps[-1] / 1000], [stop, stop])
         else:
@@ -160,7 +143,7 @@ def draw(series: dict[str, Any]) -> Figure:
     left.set_title(r"$\log\cosh(xy)$ from $(4, 10)$, $\eta = \rho = 0.05$")
     left.legend(loc="lower left")
 
-    eta, tiny = np.array(series["eta"]), np.array(series["tiny"])
+    eta, tiny = series["eta"], series["tiny"]
     fine = np.geomspace(tiny[0], tiny[-1], 100)
     for radius, text, colour, points, label, marker in (
         (0, eta, GREY, series["plain"], "GD", "o"),
@@ -178,7 +161,7 @@ def draw(series: dict[str, Any]) -> Figure:
     middle.set_title("Where gradient descent and USAM stop")
     middle.legend(loc="lower left")
 
-    rho = np.array(series["rho"])
+    rho = series["rho"]
     predicted(right, rho, 2 * 0.05 * rho**2)
     for rates, marker, label in zip(
         series["rates"], "ox", (r"$\log\cosh(xy)$", r"$\sqrt{1+(xy)^2}-1$"), strict=True

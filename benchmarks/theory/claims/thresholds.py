@@ -4,10 +4,6 @@ Section 4 of Dai, Ahn and Sra 2023 (arXiv 2305.15287), and the convergence rate 
 2024 (arXiv 2412.16854).
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,16 +15,13 @@ from numpy.typing import ArrayLike
 
 import samax
 from benchmarks.core.precision import float64
-from benchmarks.theory.common import Claim, Findings, as_json, bisect, descend, slope, spread
+from benchmarks.theory.common import Claim, Findings, findings, near, slope, spread
 from benchmarks.theory.figures import BLUE, GREEN, ORANGE, note, panels, predicted
+from benchmarks.theory.runs import bisect, paths
 
 SPECTRUM = np.linspace(1.0, 10.0, 10)
 BETA = 10.0
 LARGEST = 2 / BETA  # gradient descent's threshold
-METHODS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
-    "SAM": samax.sam,
-    "USAM": samax.usam,
-}
 
 
 def loss(w: jax.Array) -> jax.Array:
@@ -48,8 +41,9 @@ def tail_radius(rho: ArrayLike, eta: ArrayLike) -> np.ndarray:
 
 def norms(method: str, rho: ArrayLike, eta: ArrayLike, steps: int) -> np.ndarray:
     """Returns ||w|| at the start, halfway and at the end, by pair of rho and eta."""
-    pairs = np.broadcast_arrays(np.asarray(rho, float), np.asarray(eta, float))
-    return np.asarray(_norms(*pairs, method=method, steps=steps))
+    every, measure = steps // 2, jnp.linalg.norm
+    run = paths(method, loss, np.ones(10), rho, eta, steps=steps, every=every, measure=measure)
+    return np.asarray(run)
 
 
 def threshold(method: str, rho: np.ndarray, steps: int) -> np.ndarray:
@@ -95,7 +89,7 @@ def measure(quick: bool) -> Findings:
     with float64():
         rho = np.geomspace(0.01, 1.0, 7 if quick else 13)
         steps = 3000
-        found = {name: threshold(name, rho, steps) for name in METHODS}
+        found = {name: threshold(name, rho, steps) for name in ("SAM", "USAM")}
         eta = LARGEST * np.linspace(0.1, 0.99, 7 if quick else 13)
         radii = np.array([0.01, 0.1, 0.5])
         ends = norms("SAM", radii[:, None], eta, steps)[..., -1]
@@ -110,28 +104,27 @@ def measure(quick: bool) -> Findings:
     tails = ends / tail_radius(radii[:, None], eta)
     rate = slope(lengths, rates)
     setting = f"quadratic, spectrum 1 to 10, {steps:,} steps, rho .01 to 1"
-    bounded, diverged = partial(_all, below=True), partial(_all, below=False)
     claims = [
         Claim(
             "USAM diverges above 2 / (beta + rho beta^2), below it does not",
             setting,
             "bounded at 0.99 of it, diverged at 1.01",
             f"largest step is {spread(usam, '.4f')} of it",
-            bounded(at["USAM", 0.99]) and diverged(at["USAM", 1.01]) and _close(usam, 0.01),
+            _turns(at["USAM", 0.99], at["USAM", 1.01]) & near(usam, 1, 0.01),
         ),
         Claim(
             "SAM stays bounded up to gradient descent's 2 / beta, whatever rho",
             setting,
             "bounded at 0.99 of it, diverged at 1.01",
             f"largest step is {spread(sam, '.4f')} of it",
-            bounded(at["SAM", 0.99]) and diverged(at["SAM", 1.01]) and _close(sam, 0.01),
+            _turns(at["SAM", 0.99], at["SAM", 1.01]) & near(sam, 1, 0.01),
         ),
         Claim(
             "SAM ends rho eta beta / (2 - eta beta) from the minimum",
             "the same, eta .1 to .99 of 2 / beta, rho .01, .1, .5",
             "ratio 1 within 0.1 %",
             f"ratio {spread(tails, '.5f')}",
-            _close(tails, 0.001),
+            near(tails, 1, 0.001),
         ),
         Claim(
             "SAMAR's mean ||g||^2 falls as 1 / sqrt(K) with eta = 1 / sqrt(K)",
@@ -141,11 +134,11 @@ def measure(quick: bool) -> Findings:
             -0.56 < rate < -0.44,
         ),
     ]
-    series = as_json(
+    return findings(
+        claims,
         rho=rho, usam=found["USAM"], sam=found["SAM"], eta=eta, radii=radii, tails=ends,
         lengths=lengths, rates=rates,
     )  # fmt: skip
-    return Findings(claims, series)
 
 
 def draw(series: dict[str, Any]) -> Figure:
@@ -153,7 +146,7 @@ def draw(series: dict[str, Any]) -> Figure:
     figure, (left, middle, right) = panels(
         r"Normalized, SAM is as stable as gradient descent; without, steps must shrink with $\rho$"
     )
-    rho = np.array(series["rho"])
+    rho = series["rho"]
     predicted(left, rho, np.full_like(rho, LARGEST))
     predicted(left, rho, usam_threshold(rho))
     note(left, r"$2\,/\,\beta$", (rho[0], 1.15 * LARGEST))
@@ -163,11 +156,10 @@ def draw(series: dict[str, Any]) -> Figure:
     left.fill_between(rho, usam_threshold(rho), LARGEST, color=ORANGE, alpha=0.1, lw=0)
     note(left, "only USAM\ndiverges", (0.35, 0.08), ha="center", color=ORANGE)
     left.set(xscale="log", yscale="log", xlabel=r"radius $\rho$", ylim=(0.01, 0.4))
-    left.set_ylabel(r"largest stable step size $\eta$")
-    left.set_title("Quadratic: where divergence begins")
+    left.set(ylabel=r"largest stable step size $\eta$", title="Quadratic: where divergence begins")
     left.legend(loc="lower left")
 
-    eta, tails = np.array(series["eta"]), np.array(series["tails"])
+    eta, tails = series["eta"], series["tails"]
     for radius, values, marker in zip(series["radii"], tails, "ovs", strict=True):
         predicted(middle, eta / LARGEST, tail_radius(radius, eta))
         middle.plot(eta / LARGEST, values, marker, color=BLUE)
@@ -176,7 +168,7 @@ def draw(series: dict[str, Any]) -> Figure:
     middle.set_ylabel(r"distance from the minimum $\|w_T\|$")
     middle.set_title(r"SAM jumps across: $\rho\,\eta\beta\,/\,(2-\eta\beta)$ away")
 
-    lengths, rates = np.array(series["lengths"]), np.array(series["rates"])
+    lengths, rates = series["lengths"], series["rates"]
     predicted(right, lengths, rates[0] * (lengths / lengths[0]) ** -0.5)
     note(right, r"$\propto 1/\sqrt{K}$", (lengths[1], 1.1 * rates[1]))
     right.plot(lengths, rates, "o", color=GREEN, ms=7)
@@ -187,18 +179,6 @@ def draw(series: dict[str, Any]) -> Figure:
     return figure
 
 
-@partial(jax.jit, static_argnames=("method", "steps"))
-def _norms(rho: jax.Array, eta: jax.Array, *, method: str, steps: int) -> jax.Array:
-    def run(rho: jax.Array, eta: jax.Array) -> jax.Array:
-        tx = optax.chain(METHODS[method](rho), optax.sgd(eta))
-        return descend(tx, loss, np.ones(10), steps, steps // 2, jnp.linalg.norm)
-
-    return jnp.vectorize(run, signature="(),()->(n)")(rho, eta)
-
-
-def _all(norms: np.ndarray, below: bool) -> bool:
-    return bool(np.all((norms < 1e3) if below else ~(norms < 1e3)))
-
-
-def _close(ratios: np.ndarray, tolerance: float) -> bool:
-    return bool(np.max(np.abs(ratios - 1)) < tolerance)
+def _turns(below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Returns whether runs stay bounded below a threshold and do not above it."""
+    return (below < 1e3) & ~(above < 1e3)

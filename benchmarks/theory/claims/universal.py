@@ -3,30 +3,14 @@
 Tahmasebi et al. 2024 (arXiv 2406.03682).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import optax
 
 import samax
 from benchmarks.core.precision import float64
-from benchmarks.theory.claims.universal_problems import (
-    FLAT,
-    HESSIAN,
-    SHARP,
-    bias,
-    det_ends,
-    det_overflows,
-    det_slope,
-    exact,
-    frob_law,
-    frob_threshold,
-    limit_errors,
-    on_and_off,
-    recovered,
-    scale_changes,
-)
-from benchmarks.theory.common import Claim, Findings, as_json, listed, slope, spread
+from benchmarks.theory.claims import universal_problems as problems
+from benchmarks.theory.claims.universal_problems import FLAT, HESSIAN, SHARP, exact, recovered
+from benchmarks.theory.common import Claim, Findings, findings, limit, listed, near, slope, spread
 
 METHODS = {"Trace": samax.trace_sam, "Frob": samax.frob_sam, "Det": samax.det_sam}
 
@@ -58,25 +42,28 @@ def measure(quick: bool) -> Findings:
         which, which_exact = recovered(scaled, samples), exact(scaled)
         larger = recovered(1.5**2 * HESSIAN[None], samples)["lebesgue"][0] / np.linalg.det(HESSIAN)
         radii = np.geomspace(0.01, 0.08, 4 if quick else 7)
-        errors = {name: limit_errors(method, radii) for name, method in METHODS.items()}
-        paths = {name: bias(tx, eta, steps, steps // 200) for name, (tx, eta) in runs.items()}
+        errors = {name: problems.limit_errors(method, radii) for name, method in METHODS.items()}
+        every = steps // 200
+        paths = {name: problems.bias(tx, eta, steps, every) for name, (tx, eta) in runs.items()}
         lam = np.array([0.3, 0.45, 0.8] if quick else [0.2, 0.3, 0.4, 0.45, 0.6, 0.8, 1.0, 1.5])
-        dets, det_losses = det_ends(lam, 2 if quick else 4, 5_000)
+        dets, det_losses = problems.det_ends(lam, 2 if quick else 4, 5_000)
         h = np.array([1.0, 4.0])
-        det_slopes = det_slope(2 / h * np.array([[0.5], [1.5]]), h)
+        det_slopes = problems.det_slope(2 / h * np.array([[0.5], [1.5]]), h)
         weights = np.array([0.3, 3.0] if quick else [0.1, 0.3, 1.0, 3.0, 10.0])[:, None]
         lams, curvatures = np.broadcast_arrays(weights, np.array([2.0, 4.0]))
-        steps_found = frob_threshold(lams, curvatures, 64 if quick else 256, 8 if quick else 10)
-        overflows = (det_overflows(log=False), det_overflows(log=True))
-        on, off = on_and_off()
-        symmetric = samax.scaled_by_params(samax.gaussian)
-        blind = np.array([scale_changes(method, symmetric) for method in METHODS.values()])
-        seeing = np.array([scale_changes(method, samax.gaussian) for method in METHODS.values()])
+        effort = (64, 8) if quick else (256, 10)  # samples, halvings
+        steps_found = problems.frob_threshold(lams, curvatures, *effort)
+        overflows = (problems.det_overflows(log=False), problems.det_overflows(log=True))
+        on, off = problems.on_and_off()
+        blind, seeing = (
+            np.array([problems.scale_changes(method, mu) for method in METHODS.values()])
+            for mu in (samax.scaled_by_params(samax.gaussian), samax.gaussian)
+        )
     unit = int(np.argmin(np.abs(stretch - 1)))
-    near = {name: found[name][unit] / wanted[name][unit] for name in found}
+    unity = {name: found[name][unit] / wanted[name][unit] for name in found}
     slopes = {name: slope(radii, error) for name, error in errors.items()}
     ends = {name: float(path[-20:].mean()) for name, path in paths.items()}
-    ratio = steps_found / frob_law(lams, curvatures)
+    ratio = steps_found / problems.frob_law(lams, curvatures)
     det_ratio = found["lebesgue"] / wanted["lebesgue"][unit]
     small, large = lam < 0.5, lam > 0.5
     claims = [
@@ -85,8 +72,8 @@ def measure(quick: bool) -> Findings:
                 f"{name} of the Hessian is recovered",
                 f"quadratic, 2 dimensions, {samples:,} samples",
                 "ratio 1 within 2 %",
-                f"{near[key]:.4f}",
-                bool(abs(near[key] - 1) < 0.02),
+                f"{unity[key]:.4f}",
+                near(unity[key], 1, 0.02),
             )
             for key, name in (
                 ("trace", "trace (Gaussian mu)"),
@@ -106,7 +93,7 @@ def measure(quick: bool) -> Findings:
             "(xy - 1)^2 from (3, 1/3), eta .01",
             f"tr H = {SHARP:.2f} within .01",
             f"{ends['GD']:.4g}",
-            bool(abs(ends["GD"] - SHARP) < 0.01),
+            abs(ends["GD"] - SHARP) < 0.01,
         ),
         *(
             Claim(
@@ -114,7 +101,7 @@ def measure(quick: bool) -> Findings:
                 f"the same, eta {runs[name][1]:g}, {steps:,} steps",
                 "tr H = 4 within .1",
                 f"{ends[name]:.3f}",
-                bool(abs(ends[name] - FLAT) < 0.1),
+                abs(ends[name] - FLAT) < 0.1,
             )
             for name in ("SAM", "Trace-SAM", "Frob-SAM")
         ),
@@ -123,86 +110,77 @@ def measure(quick: bool) -> Findings:
             f"the same, Gaussian mu, rho .3, 32 samples, lambda {spread(lam[small])}",
             "tr H = 4 within .25",
             spread(dets[small].mean(1)),
-            bool(np.all(np.abs(dets[small].mean(1) - FLAT) < 0.25)),
+            np.abs(dets[small].mean(1) - FLAT) < 0.25,
         ),
         Claim(
             "the determinant does not see maps that preserve volume",
             f"L(A w), A = diag(c, 1 / c), c {spread(stretch)}",
             "ratio 1 within 5 %, while tr H changes",
             f"{spread(det_ratio, '.3f')}; tr H {spread(found['trace'] / found['trace'][unit])}",
-            bool(
-                np.all(np.abs(det_ratio - 1) < 0.05)
-                and np.max(found["trace"]) > 1.5 * found["trace"][unit]
-            ),
+            near(det_ratio, 1, 0.05) & (np.max(found["trace"]) > 1.5 * found["trace"][unit]),
         ),
         Claim(
             "with v = w z no sharpness sees (x, y) -> (c x, y / c)",
             f"(xy - 1)^2 at (1, 1.2), c = 4; {', '.join(METHODS)}",
             "ratio 1 within 1e-9; without w more than 1.5",
             f"off by {np.max(np.abs(blind - 1)):.0e}; without {listed(seeing)}",
-            bool(np.all(np.abs(blind - 1) < 1e-9) and np.all(seeing > 1.5)),
+            near(blind, 1, 1e-9) & (seeing > 1.5),
         ),
-        Claim(
+        limit(
             "with a Gaussian mu it is not det H but det(I + H)",
             f"H times {listed(scale)}",
             "ratio to det(I + H) 1 within 2 %",
             f"{spread(which['gaussian'] / which_exact['gaussian'], '.4f')}; to det H "
             f"{spread(which['gaussian'] / which_exact['lebesgue'])}",
-            bool(np.all(np.abs(which["gaussian"] / which_exact["gaussian"] - 1) < 0.02)),
-            outside=True,
+            near(which["gaussian"], which_exact["gaussian"], 0.02),
         ),
-        Claim(
+        limit(
             "a map that does not preserve volume changes the determinant",
             "A = 1.5 I",
             f"ratio {1.5**4:.4f} within 5 %",
             f"{larger:.4f}",
-            bool(abs(larger / 1.5**4 - 1) < 0.05),
-            outside=True,
+            near(larger, 1.5**4, 0.05),
         ),
-        Claim(
+        limit(
             "the determinant tells no minimum of (xy - 1)^2 from another: it is 0 on all of them",
             "x = .5, 1, 3; beside them y is doubled",
             "|det H| below 1e-9; above 1 beside them",
             f"{np.max(np.abs(on)):.0e}; {listed(off)}",
-            bool(np.all(np.abs(on) < 1e-9) and np.all(np.abs(off) > 1)),
-            outside=True,
+            (np.abs(on) < 1e-9) & (np.abs(off) > 1),
         ),
-        Claim(
+        limit(
             "Frob-SAM needs eta (h + lambda h^2) < 2",
             f"parabola, h = 2, 4, lambda {spread(weights)}",
             "largest step: ratio 1 within 3 %",
             f"{spread(ratio, '.4f')}",
-            bool(np.all(np.abs(ratio - 1) < 0.03)),
-            outside=True,
+            near(ratio, 1, 0.03),
         ),
-        Claim(
+        limit(
             "Det-SAM's direction is (1 - lambda h / 2) g near a minimum: it leads away for "
             "lambda > 2 / h",
             "parabola, h = 1, 4, lambda half of and one and a half times 2 / h, 200,000 samples",
             "0.5 and -0.5 times g, within .03",
             listed(det_slopes.ravel(), ".3f"),
-            bool(np.all(np.abs(det_slopes - [[0.5], [-0.5]]) < 0.03)),
-            outside=True,
+            np.abs(det_slopes - [[0.5], [-0.5]]) < 0.03,
         ),
-        Claim(
+        limit(
             "so that it leaves the flattest minimum, h = 4, for lambda above .5",
             f"(xy - 1)^2 from (3, 1/3), lambda {spread(lam[large])}; below {spread(lam[small])}",
             "loss above .01; below .5 under .005",
             f"{spread(det_losses[large], '.2g')}; {spread(det_losses[small], '.1g')}",
-            bool(np.all(det_losses[large] > 0.01) and np.all(det_losses[small] < 0.005)),
-            outside=True,
+            (det_losses[large] > 0.01).all() and (det_losses[small] < 0.005).all(),
         ),
-        Claim(
+        limit(
             "with few samples Det-SAM overflows, its log form does not",
             "the same, rho .1, 4 samples, lambda 2",
             "not finite; finite",
             f"{'not finite' if overflows[0] else 'finite'}; "
             f"{'not finite' if overflows[1] else 'finite'}",
             overflows == (True, False),
-            outside=True,
         ),
     ]
-    series = as_json(
+    return findings(
+        claims,
         stretch=stretch, scale=scale, radii=radii, lam=lam, dets=dets, weights=weights[:, 0],
         frob=steps_found, steps=steps,
         **{f"found_{name}": values for name, values in found.items()},
@@ -211,4 +189,3 @@ def measure(quick: bool) -> Findings:
         **{f"error_{name}": values for name, values in errors.items()},
         **{f"path_{name}": path for name, path in paths.items()},
     )  # fmt: skip
-    return Findings(claims, series)

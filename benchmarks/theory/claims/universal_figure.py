@@ -1,7 +1,5 @@
 """The figure of `benchmarks.theory.claims.universal`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,29 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.theory.claims.universal_problems import FLAT, HESSIAN, SHARP, exact, frob_law
-from benchmarks.theory.figures import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    note,
-    panels,
-    predicted,
-)
+from benchmarks.theory.figures import AMBER, COLOURS, GREEN, ORANGE, PINK, note, panels, predicted
 
-_COLOURS = {"Trace": GREEN, "Frob": PINK, "Det": ORANGE, "GD": GREY, "SAM": BLUE}
+_COLOURS = {**COLOURS, "Trace": GREEN, "Frob": PINK, "Det": ORANGE}
 
 
 def draw(series: dict[str, Any]) -> Figure:
     """Draws what `universal.measure` found."""
-    data = {name: np.array(values, float) for name, values in series.items()}
     figure, axes = panels(
         "Universal sharpness: choose what to flatten, and mind the limits", rows=2
     )
-    _draw_measures(axes[:3], data)
-    _draw_minimization(axes[3:], data)
+    _draw_measures(axes[:3], series)
+    _draw_minimization(axes[3:], series)
     return figure
 
 
@@ -71,8 +58,7 @@ def _draw_measures(axes: Sequence[Axes], data: dict[str, np.ndarray]) -> None:
         axes[2].plot(scale, data[f"which_{key}"], marker, color=colour, ms=7, label=label)
     axes[2].set(xscale="log", yscale="log", xlabel="scale $s$ of the Hessian")
     axes[2].set_xticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
-    axes[2].set_ylabel("measured determinant")
-    axes[2].set_title("Which determinant depends on $\\mu$")
+    axes[2].set(ylabel="measured determinant", title="Which determinant depends on $\\mu$")
     axes[2].legend(loc="upper left")
 
 
@@ -96,8 +82,7 @@ def _draw_minimization(axes: Sequence[Axes], data: dict[str, np.ndarray]) -> Non
         axes[1].plot(weights, data["frob"][:, column], marker, color=PINK, label=f"$h = {h}$")
     note(axes[1], r"$2\,/\,(h + \lambda h^2)$", (0.62, 0.82), xycoords="axes fraction")
     axes[1].set(xscale="log", yscale="log", xlabel=r"weight $\lambda$")
-    axes[1].set_ylabel(r"largest stable step size $\eta$")
-    axes[1].set_title("Frob-SAM's limit: its step size")
+    axes[1].set(ylabel=r"largest stable step size $\eta$", title="Frob-SAM's limit: its step size")
     axes[1].legend(loc="lower left")
 
     lam, dets = data["lam"], data["dets"]
@@ -107,5 +92,4 @@ def _draw_minimization(axes: Sequence[Axes], data: dict[str, np.ndarray]) -> Non
     note(axes[2], r"$\lambda = 2/h$", (0.53, 0.93), xycoords=("data", "axes fraction"))
     note(axes[2], "leaves the\nminimum", (1.0, 4.0), color=ORANGE, ha="center")
     axes[2].set(xlabel=r"weight $\lambda$ (one dot per seed)", ylim=(2.5, 6.5))
-    axes[2].set_ylabel("$2\\,(x^2 + y^2)$ at the end")
-    axes[2].set_title("Det-SAM's limit: its weight, $h = 4$")
+    axes[2].set(ylabel="$2\\,(x^2 + y^2)$ at the end", title="Det-SAM's limit: its weight, $h = 4$")

@@ -3,8 +3,6 @@
 Tahmasebi et al. 2024 (arXiv 2406.03682).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +15,8 @@ import optax
 from numpy.typing import ArrayLike
 
 import samax
-from benchmarks.theory.common import bisect, descend
+from benchmarks.core.training import descend
+from benchmarks.theory.runs import bisect
 from samax.distributions import Distribution
 
 HESSIAN = np.array([[2.0, 0.5], [0.5, 1.5]])
@@ -36,7 +35,9 @@ def sharpness(
 
 
 def quadratic(hessian: ArrayLike) -> Callable[[jax.Array], jax.Array]:
-    """A quadratic with this Hessian and its minimum at 0."""
+    """A quadratic with its minimum at 0 and this Hessian, a matrix or a multiple of the unit's."""
+    if np.ndim(hessian) == 0:
+        return lambda w: 0.5 * jnp.asarray(hessian) * jnp.sum(w**2)
     return lambda w: 0.5 * w @ jnp.asarray(hessian) @ w
 
 
@@ -72,14 +73,12 @@ def recovered(hessians: np.ndarray, samples: int, half_width: float = 7.0) -> di
         ),
         "gaussian": (determinant(normal, **options), 1.0),
     }
-    found = {}
-    for name, (tx, constant) in methods.items():
 
-        def one(hessian: jax.Array, tx: Any = tx) -> jax.Array:
-            return sharpness(tx, quadratic(hessian), jnp.zeros(d))
+    def found(tx: Any) -> np.ndarray:
+        one = lambda hessian: sharpness(tx, quadratic(hessian), jnp.zeros(d))  # noqa: E731
+        return np.asarray(jax.jit(partial(jax.lax.map, one))(hessians))
 
-        found[name] = constant * np.asarray(jax.jit(partial(jax.lax.map, one))(hessians))
-    return found
+    return {name: constant * found(tx) for name, (tx, constant) in methods.items()}
 
 
 def exact(hessians: np.ndarray) -> dict[str, np.ndarray]:
@@ -111,7 +110,7 @@ def bias(tx: optax.GradientTransformation, eta: float, steps: int, every: int) -
     run = jax.jit(
         lambda start: descend(
             optax.chain(tx, optax.sgd(eta)), product, start, steps, every, trace_on_minima
-        )
+        )[1]
     )
     return np.asarray(run(START))
 
@@ -129,7 +128,7 @@ def det_ends(lam: np.ndarray, seeds: int, steps: int) -> tuple[np.ndarray, np.nd
         def look(w: jax.Array) -> tuple[jax.Array, jax.Array]:
             return trace_on_minima(w), product(w)
 
-        path = descend(tx, product, START, steps, steps // 100, look)
+        _, path = descend(tx, product, START, steps, steps // 100, look)
         return jax.tree.map(lambda values: values[-20:].mean(), path)
 
     over_seeds = jax.vmap(run, (None, 0))
@@ -155,11 +154,7 @@ def det_slope(lam: ArrayLike, curvature: ArrayLike, samples: int = 200_000) -> n
     point = jnp.full(1, 0.01)  # times rho
 
     def one(lam: jax.Array, curvature: jax.Array) -> jax.Array:
-        tx = samax.det_sam(1.0, lam=lam, sampling=sampling)
-
-        def loss(w: jax.Array) -> jax.Array:
-            return 0.5 * curvature * jnp.sum(w**2)
-
+        tx, loss = samax.det_sam(1.0, lam=lam, sampling=sampling), quadratic(curvature)
         value, grads = jax.value_and_grad(loss)(point)
         direction, _ = tx.update(grads, tx.init(point), point, value=value, value_fn=loss)
         return (direction / grads)[0]
@@ -173,13 +168,9 @@ def frob_threshold(
     """Measures the largest stable step of Frob-SAM on a parabola, by pair."""
 
     def run(lam: jax.Array, curvature: jax.Array, eta: jax.Array) -> jax.Array:
-        def loss(w: jax.Array) -> jax.Array:
-            return 0.5 * curvature * jnp.sum(w**2)
-
         sampling = samax.Sampling(samax.gaussian, samples, batch_size=samples)
-        frob = samax.frob_sam(0.01, lam=lam, sampling=sampling)
-        tx = optax.chain(frob, optax.sgd(eta))
-        return jnp.abs(descend(tx, loss, np.ones(1), 1_000, 1_000)[-1, 0])
+        tx = optax.chain(samax.frob_sam(0.01, lam=lam, sampling=sampling), optax.sgd(eta))
+        return jnp.abs(descend(tx, quadratic(curvature), np.ones(1), 1_000, 1_000)[0][0])
 
     runs = jax.jit(jnp.vectorize(run))
     law = frob_law(lam, curvature)
