@@ -11,6 +11,8 @@ from samax._methods.samar import adaptive_weight, samar, threshold_rule
 from samax._methods.friendly_sam import friendly_sam, subtract_ema
 from samax._methods.stable_sam import match_clean_norm, stable_sam
 from samax._methods.sagm import sagm, scale_to_norm_less
+from samax._methods.random_perturbation import random_perturbation
+from samax._methods.functional_sam import functional_grad_fn
 
 # When the ascent is made, and what is reused where it is not.
 from samax._core.occasionally import OccasionallyState, occasionally
@@ -31,8 +33,8 @@ from samax._core.ascent import (
     scale_by_rho,
     scale_to_norm,
     stochastic_rounding,
-    weights_only,
 )
+from samax._core.masks import normalization_only, weights_only
 from samax._core.descent import rule, weighted
 
 # One gradient a step: the parameters outside are the perturbed ones.
@@ -56,6 +58,7 @@ from samax.distributions import (
     cube,
     gaussian,
     rademacher,
+    scaled_by_filter,
     scaled_by_layer,
     scaled_by_params,
     sphere,
@@ -94,6 +97,7 @@ __all__ = [
     "friendly_sam",
     "frob_sam",
     "from_step",
+    "functional_grad_fn",
     "gaussian",
     "gradient_covariance",
     "gradient_ema",
@@ -106,12 +110,14 @@ __all__ = [
     "msam",
     "nbar",
     "norm_deviation",
+    "normalization_only",
     "normalize",
     "obar",
     "occasionally",
     "one_gradient",
     "perturb_only",
     "rademacher",
+    "random_perturbation",
     "reuse_orthogonal",
     "rule",
     "sagm",
@@ -121,6 +127,7 @@ __all__ = [
     "scale_by_rho",
     "scale_to_norm",
     "scale_to_norm_less",
+    "scaled_by_filter",
     "scaled_by_layer",
     "scaled_by_params",
     "sharpness_aware",

@@ -153,6 +153,55 @@ def scaled_by_layer(distribution: Distribution) -> Distribution:
     return sample
 
 
+def scaled_by_filter(distribution: Distribution, axis: int = -1) -> Distribution:
+    r"""Scales samples filter by filter by the norm of the parameters there.
+
+    $$ v_{l, j} = \lVert w_{l, j} \rVert \, z_{l, j} $$
+
+    A filter is what makes one output, and a leaf of less than two axes is one filter. With $z \sim
+    N(0, I)$ and a rho of $\gamma$ an entry's perturbation is $N(0, (\gamma \lVert w_{l, j}
+    \rVert)^2)$, as random weight perturbation has it: the norm itself, where `scaled_by_layer` has
+    the root mean square. A filter of zeros is not perturbed.
+
+    Args:
+      distribution: that of z.
+      axis: the axis of the outputs: -1, the last, in the layouts (in, out) and (height, width, in,
+        out) of Flax; 0, the first, in (out, in, ...) of Equinox.
+
+    Returns:
+      A distribution.
+
+    Raises:
+      ValueError: if `axis` is neither -1 nor 0.
+
+    References:
+      [arXiv 2211.11489](https://arxiv.org/abs/2211.11489)
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, samax
+      >>> w = jnp.array([[3.0, 0.0], [4.0, 1.0]])  # filters of norm 5 and 1
+      >>> v = samax.scaled_by_filter(samax.rademacher)(jax.random.key(0), w)
+      >>> print(jnp.abs(v))
+      [[5. 1.]
+       [5. 1.]]
+    """
+    check_callable("distribution", distribution, "(key, params) -> sample")
+    if axis not in (-1, 0):
+        raise ValueError(
+            f"axis must be -1, outputs last as in Flax, or 0, outputs first as in Equinox, got "
+            f"{axis!r}."
+        )
+
+    def scale(z: jax.Array, w: jax.Array) -> jax.Array:
+        within = tuple(range(w.ndim))  # the axes of a filter
+        if w.ndim > 1:
+            within = within[1:] if axis == 0 else within[:-1]
+        sizes = jnp.sqrt(jnp.sum(w**2, axis=within, keepdims=True))
+        return (z * sizes).astype(z.dtype)
+
+    return lambda key, params: jax.tree.map(scale, distribution(key, params), widen(params))
+
+
 def _independent(
     draw: Callable[..., jax.Array], key: jax.Array, params: optax.Params
 ) -> optax.Updates:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from samax._core.checks import is_masked
+from samax._core.masks import path_names
 from samax._core.numerics import widen
 
 Groups: TypeAlias = Any  # a pytree of labels, or a function from parameters to one
@@ -104,15 +105,6 @@ def groups_by_path(pattern: str, *, stacked: bool = False) -> Callable[[Any], An
         return match.group("group") if match else None
 
     return lambda params: _label(params, layer, f"path with {pattern!r}", stacked)
-
-
-def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The keys of a path as strings.
-
-    Flax NNX ends paths in `.value` in `init`, where leaves are variables, and not in `update`.
-    """
-    names = tuple(re.sub(r"^[\[.']+|[\]']+$", "", jax.tree_util.keystr((key,))) for key in path)
-    return names[:-1] if len(names) > 1 and names[-1] == "value" else names
 
 
 def _lora_layer(names: tuple[str, ...]) -> str | None:

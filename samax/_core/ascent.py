@@ -159,17 +159,6 @@ def perturb_only(
     return optax.partition({"perturbed": ascent, "fixed": optax.set_to_zero()}, labels)
 
 
-def weights_only(params: optax.Params) -> Any:
-    """A mask that is True for every leaf but the biases: those with "bias" in their path.
-
-    ASAM's authors scale "weights" and not biases; the scales of normalization layers are weights
-    to them.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "bias" not in jax.tree_util.keystr(path), params
-    )
-
-
 class StochasticRoundingState(NamedTuple):
     """The key of the next draw: a typed key if one was passed, and raw key data otherwise."""
 

@@ -7,9 +7,9 @@ import optax
 from samax._core.ascent import Mask, perturb_only, scale_to_norm
 from samax._core.checks import refuse_optimizer
 from samax._core.combinator import sharpness_aware
-from samax._core.descent import scheduled_rule
+from samax._core.descent import rule
 from samax._core.hyperparameters import Scalar, ScalarOrSchedule, check_scalar
-from samax._core.numerics import safe_norm
+from samax._core.numerics import max_abs, safe_norm
 
 
 def match_clean_norm(eps: Scalar = 0.0) -> optax.GradientTransformationExtraArgs:
@@ -18,7 +18,8 @@ def match_clean_norm(eps: Scalar = 0.0) -> optax.GradientTransformationExtraArgs
     $$ (g, \tilde g) \mapsto \frac{\lVert g \rVert}{\lVert \tilde g \rVert + \texttt{eps}} \,
        \tilde g $$
 
-    The norms are over all leaves. A zero perturbed gradient has no direction and stays zero.
+    The norms are over all leaves. A zero perturbed gradient has no direction and stays zero, and a
+    gradient that was not perturbed is left as it is, bit for bit.
 
     Args:
       eps: added to the norm, at least 0.
@@ -29,17 +30,21 @@ def match_clean_norm(eps: Scalar = 0.0) -> optax.GradientTransformationExtraArgs
     Raises:
       ValueError: if `eps` is negative or not finite.
     """
+    check_scalar("eps", eps)
 
     def match(
-        eps: jax.typing.ArrayLike, clean: optax.Updates, perturbed: optax.Updates
+        clean: optax.Updates, perturbed: optax.Updates, perturbation: optax.Updates | None = None
     ) -> optax.Updates:
         length = safe_norm(perturbed)
         ratio = jnp.where(
             length == 0, 0.0, safe_norm(clean) / jnp.where(length == 0, 1.0, length + eps)
         )
-        return jax.tree.map(lambda p: p * ratio.astype(p.dtype), perturbed)
+        # Where nothing was perturbed the gradients are the same; but their norms, compiled apart,
+        # may differ in the last digit, and a product with 1 be fused with what follows.
+        still = False if perturbation is None else max_abs(perturbation) == 0
+        return jax.tree.map(lambda p: jnp.where(still, p, p * ratio.astype(p.dtype)), perturbed)
 
-    return scheduled_rule("match_clean_norm", "eps", check_scalar("eps", eps), match)
+    return rule(match)
 
 
 @refuse_optimizer
