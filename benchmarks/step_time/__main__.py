@@ -4,10 +4,13 @@
     python -m benchmarks.step_time --problems cnn --methods limit,sam,optax_opaque --rounds 200
     python -m benchmarks.step_time --problems tr-resnet32 --methods sam,das --batch-size 128
     python -m benchmarks.step_time --problems lora
+    python -m benchmarks.step_time --problems costs
 
-`lora` is a step of all-MiniLM-L6-v2's adapters (see `benchmarks.lora`); any name of an image model
-is a problem. All methods run in one process, in turn, and are compared within each round, so that
-what else happens on the machine does not decide between them. Writes results.json, results.csv,
+`costs` has every method at its published defaults: gradients counted, FLOPs, memory and time of a
+step of a small network. The other problems hold SAM against what one would write by hand. `lora`
+is a step of all-MiniLM-L6-v2's adapters (see `benchmarks.lora`); any name of an image model is a
+problem. All methods run in one process, in turn, and are compared within each round, so that what
+else happens on the machine does not decide between them. Writes results.json, results.csv,
 summary.md and step_time.png to `--out`.
 
 XLA compiles for CPU in a time that is quadratic in the number of leaves, for any optimizer. So
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,27 +36,30 @@ from benchmarks.core import command, records
 from benchmarks.core.command import Command, Names, choose
 from benchmarks.core.timing import compile_program, going_on, interleave
 from benchmarks.models import bert
-from benchmarks.step_time import report
+from benchmarks.step_time import costs, report
 from benchmarks.step_time.experiment import DESCRIPTIONS, Problem, lora, pytree, training
 
-# A round of all twelve takes over a minute on two cores.
-_SLOW_METHODS = (
+# `costs` has the others; a round of all takes over a minute on the larger network.
+_METHODS = (
     *("base", "limit", "sam", "sam_quarter", "samar"),
     *("optax_opaque", "optax_transparent"),
 )
 _PROBLEMS: dict[str, Callable[[Configuration], Problem]] = {
-    "cnn": lambda c: training("cnn", c.batch_size or 64, rounds=200),
-    "resnet18": lambda c: training("resnet18", c.batch_size or 64, 7, _SLOW_METHODS),
+    "cnn": lambda c: training("cnn", c.batch_size or 64, 200, _METHODS),
+    "resnet18": lambda c: training("resnet18", c.batch_size or 64, 7, _METHODS),
     "pytree": lambda c: pytree(c.leaves or 1_000, rounds=200, compiled=True),
     "pytree_eager": lambda c: pytree(c.leaves or 10_000, rounds=5, compiled=False),
 }
-_FULL = tuple(_PROBLEMS)
+_FULL = ("costs", *_PROBLEMS)
 _PROBLEMS["lora"] = lambda c: lora(
     c.batch_size or 16, c.length, c.rank, 30, bert.load(c.model or bert.model_folder())
 )
 _SMOKE: dict[str, Any] = {
-    "problems": ("cnn", "pytree", "pytree_eager"),
-    "methods": ("base", "limit", "sam", "sam_quarter", "optax_opaque", "optax_transparent"),
+    "problems": ("costs", "cnn", "pytree", "pytree_eager"),
+    "methods": (
+        *("base", "limit", "sam", "sam_quarter", "optax_opaque", "optax_transparent"),
+        *("sam_every_5", "stale_sam"),
+    ),
     "batch_size": 8,
     "leaves": 20,
     "rounds": 3,
@@ -63,7 +70,7 @@ _SMOKE: dict[str, Any] = {
 class Configuration(Command):
     """What is timed, and at which size."""
 
-    # Of cnn, resnet18, pytree, pytree_eager, lora and all names of image models.
+    # Of costs, cnn, resnet18, pytree, pytree_eager, lora and all names of image models.
     problems: Names = _FULL
     # By default each problem's own choice.
     methods: Names = ()
@@ -79,8 +86,9 @@ class Configuration(Command):
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
         self.at_least(1, "batch_size", "rounds", "leaves", "length", "rank")
-        choose(self.problems, [*_PROBLEMS, *models.MODELS], "problems")
-        choose(self.methods or ["base"], list(DESCRIPTIONS), "methods")
+        choose(self.problems, ["costs", *_PROBLEMS, *models.MODELS], "problems")
+        known = dict.fromkeys([*DESCRIPTIONS, *costs.METHODS])
+        choose(self.methods or ["base"], list(known), "methods")
 
     def problem(self, name: str) -> Problem:
         """Makes a problem of the size asked for.
@@ -131,17 +139,24 @@ def measure_all(arguments: Configuration) -> None:
         }
         arguments = dataclasses.replace(arguments, **_SMOKE | given)
     results = {}
+    busy = [os.getloadavg()[0]]
     for name in arguments.problems:
+        if name == "costs":
+            size = arguments.batch_size or 64
+            results[name] = costs.measure("cnn", size, arguments.methods, arguments.rounds)
+            continue
         problem = arguments.problem(name)
         print(f"{name}: {problem.title}", file=sys.stderr)
         methods = arguments.methods or problem.default_methods
         results[name] = measure(problem, methods, arguments.rounds or problem.rounds)
+    busy.append(os.getloadavg()[0])
     settings = dataclasses.asdict(arguments)
     left_out = ("out", "model", "smoke")  # where, and what is told by the rest
     record = {
         "format": records.FORMAT,
         "settings": {name: value for name, value in settings.items() if name not in left_out},
         "hardware": records.hardware(),
+        "load_average": busy,  # Of the machine over a minute, at the start and at the end.
         "versions": records.versions(),
         "targets": report.targets(results),
         "problems": results,
