@@ -40,8 +40,7 @@ def stale_sam(
       ValueError: if `rho` or `eps` is negative or not finite.
 
     References:
-      Ji et al., A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient
-      and Accurate Sparse Training, NeurIPS 2024
+      Ji et al. (S2-SAM), NeurIPS 2024
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, samax
