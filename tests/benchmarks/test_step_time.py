@@ -10,6 +10,7 @@ from benchmarks import models
 from benchmarks.core.methods import BALANCING
 from benchmarks.core.timing import compile_program, interleave, spread
 from benchmarks.step_time import __main__ as step_time
+from benchmarks.step_time import costs
 from benchmarks.step_time import report as step_time_report
 from benchmarks.step_time.experiment import DESCRIPTIONS, RHO, lora, pytree, training
 from tests.benchmarks.tiny_bert import encoder
@@ -138,6 +139,92 @@ class TestProblems:
             assert jax.tree.leaves(program.run(step.carry, *step.inputs)), method
 
 
+class TestCosts:
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch):
+        monkeypatch.setitem(models.MODELS, "cnn", _Tiny)
+
+    @pytest.mark.parametrize("name", costs.METHODS)
+    def test_gradients_are_counted(self, name):
+        expected = {
+            **dict.fromkeys(("base", "before_late_phase", "stale_sam", "msam", "random"), 1.0),
+            **dict.fromkeys(("looksam", "sam_every_5"), 1.2),
+            "sam_quarter": 1.25,
+        }
+        assert costs.count_gradients("cnn", 8, name) == pytest.approx(expected.get(name, 2.0))
+
+    def test_a_pass_counts_once_whatever_reads_it(self):
+        counter = costs.Counter(4)
+        loss = lambda w: jnp.sum(counter.mark(jnp.ones((4, 2)) * w) ** 2)
+        jax.grad(loss)(2.0)
+        assert counter.passes == 1
+        loss(2.0)  # no gradient
+        assert counter.passes == 1
+        jax.grad(lambda w: loss(w) + jnp.sum(counter.mark(jnp.ones((1, 2)) * w)))(2.0)
+        assert counter.passes == 2.25
+
+    def test_a_cycle_is_the_method_with_its_policy(self):
+        """Two programs, chosen outside, make the steps that the policy makes inside."""
+        _, build = costs.steps("cnn", 8)
+        cycle = build("sam_every_5")
+        assert cycle.order == (True, False, False, False, False)
+        other = build("sam")
+        first, _ = jax.jit(other.programs[None])(other.carry, *other.inputs)
+        carry, plain = first[:2], build("base")
+        carry = (*carry, first[2][1])  # the base optimizer's state
+        for _ in range(4):
+            carry, _ = jax.jit(plain.programs[None])(carry, *plain.inputs)
+        again = cycle.carry
+        for ascend in cycle.order:
+            again, _ = jax.jit(cycle.programs[ascend])(again, *cycle.inputs)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            again[0],
+            carry[0],
+        )
+
+    @pytest.mark.slow
+    def test_what_is_measured(self):
+        found = costs.measure("cnn", 8, ("functional_sam", "sam_every_5", "stale_sam"), 2)
+        rows = found["methods"]
+        assert list(rows) == ["base", "functional_sam", "sam_every_5", "stale_sam"]
+        more = rows["stale_sam"]["argument_bytes"] - rows["base"]["argument_bytes"]
+        assert more == found["parameter_bytes"]
+        flops = {name: row["flops"] / rows["base"]["flops"] for name, row in rows.items()}
+        assert 1 < flops["sam_every_5"] < flops["functional_sam"]
+        assert "cost of a method in gradients, FLOPs, memory and time" in found["title"]
+        assert all(row["seconds"] > 0 for row in rows.values())
+
+    def test_targets(self):
+        def row(gradients, time, arguments):
+            return {
+                "gradients": gradients,
+                "ratio": {"base": _ratio(time)},
+                "argument_bytes": arguments,
+                "temp_bytes": 0,
+            }
+
+        methods = {
+            "base": row(1.0, 1.0, 1000),
+            "stale_sam": row(1.0, 1.02, 1100),
+            "msam": row(2.0, 1.05, 1210),
+            "sam_every_5": row(1.2, 1.19, 1008),
+        }
+        problem = {"methods": methods, "parameter_bytes": 100}
+        found = step_time_report.targets({"costs": problem})
+        verdicts = {target["claim"]: target["verdict"] for target in found}
+        assert verdicts == {
+            "stale_sam at most 1.03x the base optimizer": "met",
+            "msam at most 1.03x the base optimizer": "not met",
+            "sam_every_5 at most 1.2x the base optimizer, 1 + share": "met",
+            "stale_sam: 1.00 gradients a step": "met",
+            "stale_sam: state at most one parameter copy above base's": "met",
+            "msam: 1.00 gradients a step": "not met",
+            "msam: state at most one parameter copy above base's": "not met",
+            "sam_every_5: 1.20 gradients a step": "met",
+        }
+
+
 class TestTargets:
     def test_verdicts(self):
         def verdict(ratio):
@@ -182,13 +269,15 @@ class TestCommand:
         command = ["--smoke", "--rounds", "2", "--methods", "limit,sam", "--out", str(tmp_path)]
         assert step_time.main(command) == 0
         results = json.loads((tmp_path / "results.json").read_text())
-        assert set(results["problems"]) == {"cnn", "pytree", "pytree_eager"}
+        assert set(results["problems"]) == {"costs", "cnn", "pytree", "pytree_eager"}
+        assert len(results["load_average"]) == 2
         assert results["settings"]["rounds"] == 2
         assert {"backend", "device", "count"} <= results["hardware"].keys()
         for problem in results["problems"].values():
-            assert list(problem["methods"]) == ["base", "limit", "sam"]
+            names = [name for name in problem["methods"] if name != "limit"]
+            assert names == ["base", "sam"]
             assert problem["methods"]["base"]["ratio"]["base"]["median"] == 1
-        assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 3 * 3
+        assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 2 + 3 * 3
         assert (tmp_path / "step_time.png").read_bytes().startswith(b"\x89PNG")
         summary = (tmp_path / "summary.md").read_text()
         assert "sam within 2 % of the hand-written step" in summary
@@ -197,7 +286,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [
-            ("--problems", "cnn,mlp", "choose, separated by commas, from cnn, resnet18"),
+            ("--problems", "cnn,mlp", "choose, separated by commas, from costs, cnn, resnet18"),
             ("--methods", "adam", "choose, separated by commas, from base, limit"),
             ("--rounds", "0", "--rounds must be 1 or more, got 0"),
         ],
