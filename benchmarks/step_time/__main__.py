@@ -4,7 +4,7 @@
     python -m benchmarks.step_time --problems cnn --methods limit,sam,optax_opaque --rounds 200
     python -m benchmarks.step_time --problems tr-resnet32 --methods sam,das --batch-size 128
     python -m benchmarks.step_time --problems lora
-    python -m benchmarks.step_time --problems costs
+    python -m benchmarks.step_time --problems costs --out benchmarks/results/method_costs
 
 `costs` has every method at its published defaults: gradients counted, FLOPs, memory and time of a
 step of a small network. The other problems hold SAM against what one would write by hand. `lora`
@@ -50,7 +50,7 @@ _PROBLEMS: dict[str, Callable[[Configuration], Problem]] = {
     "pytree": lambda c: pytree(c.leaves or 1_000, rounds=200, compiled=True),
     "pytree_eager": lambda c: pytree(c.leaves or 10_000, rounds=5, compiled=False),
 }
-_FULL = ("costs", *_PROBLEMS)
+_FULL = tuple(_PROBLEMS)
 _PROBLEMS["lora"] = lambda c: lora(
     c.batch_size or 16, c.length, c.rank, 30, bert.load(c.model or bert.model_folder())
 )

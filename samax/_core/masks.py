@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 # A layer's name with "norm" in it, or "bn", "ln", "gn" on its own or with a number or a suffix.
@@ -60,7 +60,7 @@ def normalization_only(params: optax.Params) -> Any:
     scales = {
         names[:-1]
         for names, (_, leaf) in zip(paths, flat, strict=True)
-        if names and (names[-1] == "scale" or (names[-1] == "weight" and jnp.ndim(leaf) <= 1))
+        if names and (names[-1] == "scale" or (names[-1] == "weight" and np.ndim(leaf) <= 1))
     }
     marks = [
         any(_NORMALIZATION.search(name) for name in names[:-1])

@@ -30,7 +30,7 @@ class LinenModel(nn.Module):
 class NnxModel(nnx.Module):
     def __init__(self, rngs):
         self.first = nnx.Linear(6, 4, rngs=rngs)
-        self.layers = nnx.List([nnx.LayerNorm(4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)])
+        self.block = nnx.Sequential(nnx.LayerNorm(4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs))
         self.bn1 = nnx.BatchNorm(4, rngs=rngs)
         self.embedding = nnx.Embed(3, 4, rngs=rngs)
 
@@ -54,8 +54,8 @@ def test_nnx_with_and_without_variables(as_variables):
     assert found == {
         "['bn1']['bias']",
         "['bn1']['scale']",
-        "['layers'][0]['bias']",
-        "['layers'][0]['scale']",
+        "['block']['layers'][0]['bias']",
+        "['block']['layers'][0]['scale']",
     }
 
 

@@ -106,7 +106,7 @@ def test_functional_sam_is_another_step_than_sam(page):
     assert distance(optax.tree.sub(found, params), sam) > 0.01
     still = optax.chain(samax.sam(0.0), optax.sgd(0.1))
     found, _ = page["functional_step"](still, params, still.init(params), *args)
-    close(found, optax.tree.add_scale(params, -0.1, clean(page, params)))
+    close(found, optax.tree.add(params, optax.tree.scale(-0.1, clean(page, params))))
 
 
 def test_k_sam_is_sam_on_the_hardest_examples(page):
@@ -154,7 +154,7 @@ def test_mesas_loss(page):
     assert loss(params, other, *args) > plain + 1e-3
     assert loss(params, other, *args, weight=0.0) == pytest.approx(float(plain), rel=1e-6)
     pull = optax.tree.sub(jax.grad(loss)(params, other, *args), clean(page, params))
-    towards = optax.tree.add_scale(params, -0.01, pull)
+    towards = optax.tree.add(params, optax.tree.scale(-0.01, pull))
     divergence = lambda p: loss(p, other, *args) - page["mean_loss"](p, *args)
     assert divergence(towards) < divergence(params)
     # The average is a target: nothing flows back into it.
