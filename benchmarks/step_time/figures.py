@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def _bars(axis: Axes, name: str, problem: Mapping[str, Any]) -> None:
     axis.set_yticks(positions, list(methods))
     axis.invert_yaxis()
     axis.set_xlabel("time over the base optimizer's")
-    axis.set_title(f"{name}: {problem['title']}", fontsize=9, loc="left")
+    title = textwrap.fill(f"{name}: {problem['title']}", 80)
+    axis.set_title(title, fontsize=9, loc="left")
 
 
 def _colour(method: str) -> str:
