@@ -83,6 +83,11 @@ def rounded(rho, **options):
     return samax.sharpness_aware(ascent, **options)
 
 
+def random_perturbation(rho, **options):
+    ascent = optax.chain(samax.random_perturbation(samax.gaussian), samax.scale_by_rho(rho))
+    return samax.sharpness_aware(ascent, **options)
+
+
 def at_random(rho, **options):
     return samax.occasionally(samax.vasso(rho, **options), samax.at_random(RADIUS, 0))
 
@@ -165,7 +170,6 @@ METHODS = {
         normalized=True,
         of_vector=True,
         one_call=True,
-        except_for={"zero rho": "the ratio of the two norms is rounded"},
     ),
     "sagm": Method(
         samax.sagm,
@@ -203,6 +207,7 @@ METHODS = {
     "stochastic_rounding": Method(
         rounded, except_for={"low precision": "it rounds at random, by the parameters' dtype"}
     ),
+    "random_perturbation": Method(random_perturbation, except_for=SAMPLED),
     "m_sharpness": Method(
         in_groups, except_for={"zero rho": "the mean over the groups is rounded"}
     ),

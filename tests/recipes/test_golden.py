@@ -192,14 +192,15 @@ def test_the_trajectory(file, case, problem):
 def test_every_method_is_checked_against_something():
     """A golden file or a version in NumPy; and no file lies there unused."""
     recipes = {name for name in METHODS if name in samax.__all__}
-    parts = {"alternating", "m_sharpness", "one_gradient", "stochastic_rounding", "weighted"}
+    parts = {"alternating", "m_sharpness", "one_gradient", "weighted"}
+    parts |= {"random_perturbation", "stochastic_rounding"}
     unchecked = {n for n in recipes if not (METHODS[n].golden or METHODS[n].reference)}
     assert unchecked == parts
     for method in METHODS.values():
         assert method.reference is None or callable(getattr(test_reference, method.reference))
     folder = Path(__file__).parents[1] / "golden"
     used = {file.stem.removeprefix("golden_") for file in folder.glob("golden_*.json")}
-    assert used == set(FILES)
+    assert used == {*FILES, "functionalsam"}  # a `grad_fn`, with a test of its own
 
 
 @pytest.mark.usefixtures("x64")
