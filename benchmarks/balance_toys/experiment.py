@@ -49,7 +49,7 @@ def _rows(name: str, toy: Toy, method: str, run: Trajectory) -> list[dict[str, A
     halves = steps_to_half(run.imbalance, EVERY)
     for index, level in enumerate(toy.levels):
         end = run.imbalance[index, :, -1]
-        # The median of runs of which most never get there is no number of steps.
+        # The median of runs of which most never get there is not a number of steps.
         half = float(np.median(np.nan_to_num(halves[index], nan=np.inf)))
         size = run.size[index]
         rows.append(

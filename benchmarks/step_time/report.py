@@ -112,7 +112,7 @@ def _counted(problem: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
             more = row["argument_bytes"] - base["argument_bytes"]
             copies = more / problem["parameter_bytes"]
             claim = "state at most one parameter copy above base's"
-            # A counter is no copy.
+            # A counter is not a copy.
             found.append((name, claim, f"{copies:+.3f} copies", copies <= 1.001))
     return found
 

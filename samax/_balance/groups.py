@@ -81,7 +81,7 @@ def groups_by_path(pattern: str, *, stacked: bool = False) -> Callable[[Any], An
       A finder: parameters to labels.
 
     Raises:
-      ValueError: if `pattern` is no regular expression or has no part named `group`; when called,
+      ValueError: if `pattern` is not a regular expression or has no part named `group`; at a call,
         if no leaf matches, or one is alone in its group.
 
     Examples:
@@ -93,7 +93,7 @@ def groups_by_path(pattern: str, *, stacked: bool = False) -> Callable[[Any], An
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}.") from None
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}.") from None
     if "group" not in expression.groupindex:
         raise ValueError(
             f"pattern {pattern!r} must name the part that tells groups apart, as in "

@@ -135,7 +135,7 @@ def perturb_only(
       The masked ascent.
 
     Raises:
-      TypeError: if `ascent` is no transformation, or `mask` neither a function nor of booleans.
+      TypeError: if `ascent` is not a transformation, or `mask` neither a function nor of booleans.
 
     Examples:
       An ascent by Adam's direction that perturbs the LoRA factors alone (the methods have it as an

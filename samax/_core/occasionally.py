@@ -58,7 +58,7 @@ def occasionally(
         is handed the clean gradient as the perturbed one; one that needs losses too, such as
         `samax.trace_sam`, needs `value=` there.
       policy: which steps ascend: `samax.from_step`, `samax.until_step`, `samax.every`,
-        `samax.at_random`, `samax.where_steep`, or a `samax.Policy` of one's own.
+        `samax.at_random`, `samax.where_steep`, or a `samax.Policy` of your own.
 
     Returns:
       A transformation.

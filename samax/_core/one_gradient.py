@@ -81,7 +81,7 @@ def one_gradient(
       An optimizer.
 
     Raises:
-      TypeError: if a part is no transformation; in `init` and `update`, if a leaf is no real
+      TypeError: if a part is not a transformation; in `init` and `update`, if a leaf is not a real
         floating-point array or masked from outside.
       ValueError: if the source is unknown; in `init`, if the optimizer's state holds no momentum
         of the parameters' tree, or several, and that is the source.

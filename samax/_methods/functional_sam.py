@@ -33,7 +33,7 @@ def functional_grad_fn(
       A function from parameters to a gradient.
 
     Raises:
-      TypeError: if one of the two is no function, or the loss no scalar; when called, if the
+      TypeError: if one of the two is not a function, or the loss not a scalar; when called, if the
         outputs there are of another shape or dtype.
 
     References:

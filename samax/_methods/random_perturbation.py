@@ -37,7 +37,7 @@ def random_perturbation(
       A transformation that needs `params`.
 
     Raises:
-      TypeError: if `distribution` is no function, or `key` neither a seed nor one key.
+      TypeError: if `distribution` is not a function, or `key` neither a seed nor one key.
 
     References:
       [arXiv 2211.11489](https://arxiv.org/abs/2211.11489)

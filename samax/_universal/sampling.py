@@ -27,7 +27,7 @@ class Sampling:
     Attributes:
       distribution: mu, a function `(key, params) -> v`: `samax.gaussian`, `samax.sphere`,
         `samax.rademacher`, `samax.cube(half_width)`, one of these scaled by the parameters, or
-        one's own.
+        your own.
       num_samples: n, at least 1; the noise falls as $1 / \sqrt n$.
       batch_size: how many samples are evaluated at once, by `jax.vmap`; it divides n.
       antithetic: whether samples come in pairs v and -v; n is then even. Odd orders in rho cancel,

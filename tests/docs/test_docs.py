@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _hook(name):
-    """A file of docs/hooks, which is no package."""
+    """A file of docs/hooks, which is not a package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
