@@ -26,10 +26,14 @@ class Method:
     factory: Callable[..., optax.GradientTransformation]
     defaults: Mapping[str, float]  # The hyper-parameters used where the user names none
     source: str  # Where the defaults come from
-    gradients: int = 2  # Gradient evaluations a step
+    gradients: float = 2  # Gradient evaluations a step, at most
     # Whether it scales the cores of a tensorized model; its `alpha` then decays linearly to 0 over
     # the training.
     balances: bool = False
+    # Whether it wraps the base optimizer and keeps the parameters to evaluate in its state.
+    wraps: bool = False
+    # The share of the batch that the first gradient is of; only `Trainer`s that are told so can.
+    ascent_share: float = 1.0
     # The span of each hyper-parameter that tuning searches.
     search: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
@@ -41,6 +45,16 @@ def _sampled(factory: Callable[..., optax.GradientTransformation], distribution:
     def build(**settings: Any) -> optax.GradientTransformation:
         options = {name: settings.pop(name) for name in names & settings.keys()}
         return factory(sampling=samax.Sampling(distribution, **options), **settings)
+
+    return build
+
+
+def _occasional(policy: Callable[[int], samax.Policy], setting: str) -> Callable:
+    """SAM on the steps of a policy, which is told one whole number, a setting by that name."""
+
+    def build(**settings: Any) -> optax.GradientTransformation:
+        chosen = policy(settings.pop(setting))
+        return samax.occasionally(samax.sam(**settings), chosen)
 
     return build
 
@@ -58,6 +72,23 @@ METHODS: dict[str, Method] = {
     # Measured: with minibatches the smoothed ratio stays within about 3 % of 1, so that at samax's
     # own gamma of 0.1 lambda never leaves 1 and SAMAR is SAM.
     "samar": Method(samax.samar, {"rho": 0.05, "gamma": 0.01}, "SAM's rho; gamma measured here"),
+    "friendly_sam": Method(
+        samax.friendly_sam, {"rho": 0.05, "sigma": 1.0, "decay": 0.9}, "arXiv 2403.12350"
+    ),
+    "stable_sam": Method(samax.stable_sam, {"rho": 0.05}, "SAM's rho"),
+    "looksam": Method(
+        samax.looksam, {"rho": 0.05, "k": 5, "alpha": 0.3}, "alpha measured on small data", 1.2
+    ),
+    "sam_every": Method(_occasional(samax.every, "k"), {"rho": 0.05, "k": 2}, "SAM's rho", 1.5),
+    # Their `share` is that of the training's steps, after or until which they ascend.
+    "sam_late": Method(
+        _occasional(samax.from_step, "step"), {"rho": 0.05, "share": 0.5}, "arXiv 2410.10373"
+    ),
+    "sam_early": Method(
+        _occasional(samax.until_step, "step"), {"rho": 0.05, "share": 0.5}, "arXiv 2410.10373"
+    ),
+    "stale_sam": Method(samax.stale_sam, {"rho": 0.05}, "SAM's rho", 1, wraps=True),
+    "msam": Method(samax.msam, {"rho": 0.3}, "arXiv 2401.12033: 0.3 to 3", 1, wraps=True),
     "trace_sam": Method(
         _sampled(samax.trace_sam, samax.gaussian),
         {"rho": 0.01, "lam": 1.0, "num_samples": 1},
@@ -139,6 +170,10 @@ class MethodSpec:
                 alpha = optax.linear_schedule(start, 0.0, steps)
                 wrap = {"learning_rate": learning_rate, "alpha": alpha, "groups": groups}
                 return self.method.factory(base, **wrap, **settings)
+            if self.method.wraps:
+                return self.method.factory(base, **settings)
+            if "share" in settings:
+                settings["step"] = round(settings.pop("share") * steps)
             if track and self.method.gradients > 1:
                 settings["track"] = True
             method = self.method.factory(**settings)

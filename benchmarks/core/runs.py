@@ -58,6 +58,10 @@ class Experiment(Generic[R]):
         """Makes a part, notes in the history what came of it, and returns the new state."""
         raise NotImplementedError
 
+    def ended(self, run: R, history: History) -> bool:
+        """Returns whether the run ends before its last part."""
+        return False
+
     def status(self, history: History) -> str:
         """Returns what progress says after a part."""
         return ""
@@ -174,6 +178,9 @@ def _make(
             experiment.cluster.check_agreement(first, "the last checkpoint")
         progress.say(name, first, len(parts), "")
         for part in range(first, len(parts)):
+            if experiment.ended(run, history):
+                progress.skip(sum(parts[part:]))
+                break
             state = experiment.advance(run, part, state, history, progress.tick(parts[part]))
             if checkpoints is not None:
                 checkpoints.save(part + 1, state, history)

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import samax
+
 TRACKED = (
+    "ascended",
     "clean_loss",
     "perturbed_loss",
     "loss_gap",
@@ -42,6 +45,17 @@ class TrainState(NamedTuple):
     model_state: Any  # batch statistics, and whatever else the clean pass changes
     opt_state: optax.OptState
 
+    def evaluated(self) -> Any:
+        """Returns the parameters to evaluate, where the optimizer perturbs those outside."""
+        nodes = jax.tree.leaves(self.opt_state, is_leaf=_perturbs)
+        if not any(map(_perturbs, nodes)):
+            return self.params
+        return samax.eval_params(self.opt_state, self.params)
+
+
+def _perturbs(node: Any) -> bool:
+    return isinstance(node, samax.OneGradientState)
+
 
 class Trainer:
     """Compiled training and evaluation with one loss and one optimizer, for every seed."""
@@ -53,6 +67,7 @@ class Trainer:
         tx: optax.GradientTransformation,
         *,
         batch: Callable[[Any, jax.Array], Any] = lambda data, index: data,
+        ascent_share: float = 1.0,
         scan: bool | None = None,
         out_shardings: Any = None,
         place: Callable[[Any], Any] = lambda state: state,
@@ -65,11 +80,14 @@ class Trainer:
                 state and the metrics beside it.
             tx: The optimizer; its `update` receives `value` and `value_fn`.
             batch: Maps the data and a step's index to the step's batch.
+            ascent_share: The share of a batch, from its leading axis, that the first gradient is of
+                and the value beside it; the optimizer's `value_fn` is of the whole batch.
             scan: Whether several steps are one program; by default everywhere but on CPU.
             out_shardings: Where what the programs return lies; None leaves it to JAX.
             place: Puts the state at the start there.
         """
         self._init, self._loss_fn, self._batch = init, loss_fn, batch
+        self._ascent_share = ascent_share
         self._tx = optax.with_extra_args_support(tx)
         self._scan = jax.default_backend() != "cpu" if scan is None else scan
         self._out_shardings, self._place = out_shardings, place
@@ -140,10 +158,14 @@ class Trainer:
 
     def step(self, state: TrainState, data: Any, index: Any = 0) -> tuple[TrainState, Metrics]:
         """The step as a pure function, for compiling."""
-        inputs = state.model_state, self._batch(data, index)
+        inputs = first = state.model_state, self._batch(data, index)
+        if self._ascent_share < 1:
+            share = self._ascent_share
+            part = jax.tree.map(lambda rows: rows[: max(1, round(share * len(rows)))], inputs[1])
+            first = state.model_state, part
         # Only the clean pass keeps its batch statistics; the perturbed one starts from the same.
         (loss, (model_state, metrics)), grads = jax.value_and_grad(self._loss_fn, has_aux=True)(
-            state.params, inputs
+            state.params, first
         )
         updates, opt_state = self._tx.update(
             grads,

@@ -32,7 +32,7 @@ RHO = 0.05
 SAMAX_METHODS = tuple(
     name
     for name, method in METHODS.items()
-    if name not in ("sgd", *BALANCING) and "num_samples" not in method.defaults
+    if hasattr(samax, name) and method.gradients == 2 and "num_samples" not in method.defaults
 )
 
 DESCRIPTIONS = {

@@ -134,13 +134,14 @@ def test_every_method_builds_and_updates(name):
     updates, _ = tx.update(grads, tx.init(params), params, value=value, value_fn=loss)
     sgd = jax.tree.map(lambda g: -0.1 * g, grads)
     different = jax.tree.map(lambda u, s: not np.allclose(u, s, rtol=1e-4), updates, sgd)
-    assert all(jax.tree.leaves(different)) == (name != "sgd")
+    assert all(jax.tree.leaves(different)) == (name not in ("sgd", "sam_late"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
 
 
 def optimizer(text, steps=10):
     spec, groups = parse_method(text), {"core_0": "group", "core_1": "group"}
-    return spec.optimizer(optax.sgd(0.1), learning_rate=0.1, steps=steps, groups=groups)
+    base = optax.sgd(0.1, momentum=0.9)  # whose first step is that without; MSAM needs it
+    return spec.optimizer(base, learning_rate=0.1, steps=steps, groups=groups)
 
 
 def test_a_balancing_method_wraps_the_base_with_an_alpha_that_decays_to_nothing():

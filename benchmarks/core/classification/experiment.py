@@ -149,7 +149,7 @@ class ImageComparison(Comparison):
     def start(self, run: Run) -> tuple[TrainState, History]:
         """Returns a fresh model, and the norm deviations that its cores have."""
         state = self.trainer(run[0]).init(run[1])
-        deviation = self._norm_deviation(state.params)
+        deviation = self._norm_deviation(state.evaluated())
         return state, {"resumed_after_epochs": [], "epochs": [], "norm_deviation": deviation}
 
     def resume(self, history: History) -> None:
@@ -185,8 +185,8 @@ class ImageComparison(Comparison):
 
     def final(self, run: Run, state: TrainState, history: History) -> dict[str, Any]:
         """Returns the record's own part, and saves the trained model."""
-        save_model(model_folder(self.path(run)), (state.params, state.model_state))
-        start, end = history.pop("norm_deviation"), self._norm_deviation(state.params)
+        save_model(model_folder(self.path(run)), (state.evaluated(), state.model_state))
+        start, end = history.pop("norm_deviation"), self._norm_deviation(state.evaluated())
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "steps_per_epoch": self._steps,

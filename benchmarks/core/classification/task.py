@@ -154,7 +154,7 @@ class Classification:
         Top-5 counts the labels among the five largest logits, so it is 1 for five classes or
         fewer. The loss has no label smoothing.
         """
-        arguments = state.params, state.model_state, images, labels
+        arguments = state.evaluated(), state.model_state, images, labels
         starts = range(0, len(images), _EVALUATION_BATCH)
         return mean_scores(
             lambda start: self._scores(*arguments, start),
