@@ -27,8 +27,8 @@ from benchmarks.forecasting.experiment import Forecasting
 from benchmarks.forecasting.methods import optimizer, table
 
 DEFAULT_METHODS = ("adam", "adamw", "linear", "sam", "samar", "sam_quarter", "stale_sam")
-_AIRPORTS = {"look_back": 336, "stride": 2}
-_OTHERS = {"look_back": 512, "stride": 1}
+_AIRPORTS = {"look_back": 336, "stride": 2, "epochs": 20}
+_OTHERS = {"look_back": 512, "stride": 1, "epochs": 100}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Configuration(Command):
     methods: Names = DEFAULT_METHODS
     seeds: int = 2  # Runs of each method.
     seed_start: int = 0  # The first seed.
-    epochs: int = 100  # At most.
+    epochs: int | None = None  # At most; by default 100, of the airports 20.
     patience: int = 5  # Epochs without a lower validation error that end a run.
     batch_size: int = 32  # Windows a step.
     revin: bool = True  # Normalize each window and channel (RevIN).
@@ -61,24 +61,26 @@ class Configuration(Command):
         self.at_least(1, "look_back", "horizon", "stride", "seeds", "epochs", "patience")
         self.at_least(1, "batch_size", "trials")
 
-    def lengths(self) -> tuple[int, int]:
-        """Returns the look-back and the stride of the training's windows."""
+    def filled(self) -> Configuration:
+        """Returns the configuration with what depends on the data."""
         defaults = _AIRPORTS if self.data == series.AIRPORTS else _OTHERS
-        return self.look_back or defaults["look_back"], self.stride or defaults["stride"]
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
 
 
 def compare(arguments: Configuration) -> None:
     """Runs every method with every seed, writes the report and prints its table."""
+    arguments = arguments.filled()
     data = series.load(arguments.data, arguments.path, arguments.split)
     specs = parse_methods(arguments.methods, table(data.name))
     for spec in specs:  # before anything is trained: can each be built?
-        optimizer(spec, 1, arguments.epochs)
+        optimizer(spec, steps_per_epoch=1)
     folder = arguments.out or Path("runs") / f"forecasting-{data.name}-{arguments.horizon}"
     comparison = Forecasting(data, arguments, folder, tuning=False)
     if arguments.tune:
         search = Forecasting(data, arguments, folder / "tuning", tuning=True)
         specs = [tuning.tune(spec, search, arguments.trials) for spec in specs]
-        tuning.write(search.folder, search.shared)
+        print(f"Found: {tuning.write(search)}")
     seeds = range(arguments.seed_start, arguments.seed_start + arguments.seeds)
     # Seeds outside: a stop leaves whole comparisons.
     complete_all((comparison, (spec, seed)) for seed in seeds for spec in specs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from benchmarks.core import records
@@ -20,7 +21,7 @@ from benchmarks.core.runs import History, Tick
 from benchmarks.core.training import Trainer, TrainState
 from benchmarks.data.series import Series, windows
 from benchmarks.forecasting import flatness
-from benchmarks.forecasting.methods import LINEAR, optimizer
+from benchmarks.forecasting.methods import LINEAR, optimizer, runtime
 from benchmarks.models.forecaster import Forecaster
 
 if TYPE_CHECKING:
@@ -28,7 +29,16 @@ if TYPE_CHECKING:
 
 EVALUATION_BATCH = 128
 SHOWN_CHANNELS = 3
-_DECIDED = ("horizon", "epochs", "patience", "batch_size", "revin", "flatness")
+_DECIDED = (
+    "look_back",
+    "horizon",
+    "stride",
+    "epochs",
+    "patience",
+    "batch_size",
+    "revin",
+    "flatness",
+)
 _ORDER_STREAM = 0x6F72_6465  # keeps the order of the windows apart from the initialization
 
 
@@ -58,12 +68,13 @@ class Task:
             Forecaster, channels, look_back, horizon, attention=attention, revin=revin
         )
         self.graph, _ = nnx.split(nnx.eval_shape(lambda: self._build(rngs=nnx.Rngs(0))))
+        self._init = jax.jit(lambda key: nnx.state(self._build(rngs=nnx.Rngs(key))))
         self.errors = jax.jit(self._errors)
         self.forecast = jax.jit(self._forecast)
 
     def init(self, seed: int) -> tuple[nnx.State, tuple[()]]:
         """Returns fresh parameters; there is no other state."""
-        return nnx.state(self._build(rngs=nnx.Rngs(seed))), ()
+        return self._init(jax.random.key(seed)), ()
 
     def batch(self, data: Batches, index: jax.Array) -> jax.Array:
         """Returns the windows of a step, of shape (batch size, channels, look-back + horizon)."""
@@ -129,8 +140,7 @@ class Forecasting(Comparison):
             ValueError: The series is too short, or the folder holds records of another comparison.
         """
         self.folder, self._settings, self._tuning = folder, arguments, tuning
-        look_back, stride = arguments.lengths()
-        self._windows = windows(series, look_back, arguments.horizon, stride)
+        self._windows = windows(series, arguments.look_back, arguments.horizon, arguments.stride)
         if len(self._windows.train) < arguments.batch_size:
             raise ValueError(
                 f"--batch-size {arguments.batch_size} is more than the "
@@ -145,8 +155,6 @@ class Forecasting(Comparison):
             "data_crc32": zlib.crc32(np.ascontiguousarray(values).data),
             "channels": len(values),
             "ends": list(series.ends),
-            "look_back": look_back,
-            "stride": stride,
             **{name: getattr(arguments, name) for name in _DECIDED},
             "evaluated_on": "validation" if tuning else "test",
         }
@@ -164,6 +172,10 @@ class Forecasting(Comparison):
     def start(self, run: Run) -> tuple[State, History]:
         """Returns a fresh network."""
         state = self.trainer(run[0]).init(run[1])
+        # The trainer may be that of another row, which differs in nothing but these.
+        numbers = {name: jnp.asarray(value) for name, value in runtime(run[0]).items()}
+        settings = {**optax.tree.get(state.opt_state, "hyperparams"), **numbers}
+        state = state._replace(opt_state=optax.tree.set(state.opt_state, hyperparams=settings))
         best = jax.tree.map(jnp.copy, state.params)
         return State(state, best), {"resumed_after_epochs": [], "epochs": []}
 
@@ -217,9 +229,7 @@ class Forecasting(Comparison):
         }
         more: dict[str, Any] = {}
         if not self._tuning:
-            test = functools.partial(
-                task.evaluate, series=self._series, starts=self._windows.test
-            )
+            test = functools.partial(task.evaluate, series=self._series, starts=self._windows.test)
             errors = test(state.best)
             found |= {f"test_{name}": value for name, value in errors.items()}
             more["forecast"] = self._shown(task, state.best)
@@ -267,6 +277,14 @@ class Forecasting(Comparison):
         data = Batches(self._series, jnp.asarray(starts))
         return [task.batch(data, index) for index in range(len(starts))]
 
+    def trainer(self, spec: MethodSpec) -> Trainer:
+        """Returns the trainer of all rows that differ in numbers which programs are told."""
+        fixed = {k: v for k, v in spec.hyperparameters.items() if k not in runtime(spec)}
+        key = f"{spec.name} {fixed} {spec.epoch_factor}"
+        if key not in self.trainers:
+            self.trainers[key] = self.make_trainer(spec)
+        return self.trainers[key]
+
     def _task(self, spec: MethodSpec) -> Task:
         attention = spec.name != LINEAR
         if attention not in self._tasks:
@@ -282,11 +300,9 @@ class Forecasting(Comparison):
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer, whose epoch is one program: there are no convolutions."""
         task = self._task(spec)
-        tx = optimizer(spec, self._steps, self._settings.epochs)
+        tx = optimizer(spec, self._steps)
         share = spec.method.ascent_share
-        return Trainer(
-            task.init, task.loss, tx, batch=task.batch, ascent_share=share, scan=True
-        )
+        return Trainer(task.init, task.loss, tx, batch=task.batch, ascent_share=share, scan=True)
 
 
 def best_epoch(history: History) -> int:

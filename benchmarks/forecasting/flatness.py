@@ -1,4 +1,4 @@
-"""What flatness buys: the test error with rounded and with noisy weights, and the top eigenvalue."""
+"""What flatness buys: the test error of rounded and noisy weights, and the top eigenvalue."""
 
 from __future__ import annotations
 

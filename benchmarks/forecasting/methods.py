@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import optax
 
 from benchmarks.core.methods import METHODS as CORE
@@ -26,6 +26,7 @@ ADAM = "adam"
 
 TUNED = Path(__file__).parent / "tuned"
 LEARNING_RATE, DECAY, RHO = 1e-3, 3.0, 0.5
+RUNTIME = ("lr", "decay", "rho")
 CYCLE = 5
 """Epochs after which the cosine of the learning rate starts again."""
 
@@ -59,9 +60,9 @@ METHODS: dict[str, Method] = {
     "asam": _row("asam", rho=1.0),
     **{name: _row(name) for name in ("vasso", "wsam", "gsam", "samar")},
     **{name: _row(name) for name in ("friendly_sam", "stable_sam", "looksam", "sam_every")},
-    # Until, or from, the fifth of at most a hundred epochs: most runs end before the thirtieth.
-    "sam_early": _row("sam_early", share=0.05),
-    "sam_late": _row("sam_late", share=0.05),
+    # Until, or from, the end of the first cycle.
+    "sam_early": _row("sam_early", share=1.0),
+    "sam_late": _row("sam_late", share=1.0),
     "sam_quarter": dataclasses.replace(_row("sam"), gradients=1.25, ascent_share=0.25),
     "stale_sam": _row("stale_sam"),
     "msam": _row("msam"),
@@ -70,46 +71,61 @@ METHODS: dict[str, Method] = {
 
 @functools.cache
 def table(data: str) -> dict[str, Method]:
-    """Returns the rows with the settings that were found for the data."""
+    """Returns the rows with the settings that were found for the data.
+
+    A row that was not searched there, and whose rho means what SAM's does, has SAM's.
+    """
     path = TUNED / f"{data}.json"
     found = json.loads(path.read_text(encoding="utf-8"))["methods"] if path.exists() else {}
     rows = dict(METHODS)
-    for name, chosen in found.items():
-        defaults = {**rows[name].defaults, **chosen["hyperparameters"]}
-        source = f"tuned on the validation part of {data}"
-        rows[name] = dataclasses.replace(rows[name], defaults=defaults, source=source)
+    for name, row in METHODS.items():
+        chosen, source = found.get(name), f"tuned on the validation part of {data}"
+        if chosen is None and row.search == _SAM and row.defaults["rho"] == RHO:
+            chosen, source = found.get("sam"), f"SAM's, {source}"
+        if chosen is not None:
+            defaults = {**row.defaults, **chosen["hyperparameters"]}
+            rows[name] = dataclasses.replace(row, defaults=defaults, source=source)
     return rows
 
 
-def optimizer(
-    spec: MethodSpec, steps_per_epoch: int, epochs: int
-) -> optax.GradientTransformationExtraArgs:
-    """Builds a row's optimizer: Adam with decoupled decay of the matrices, cosine restarts.
+def optimizer(spec: MethodSpec, steps_per_epoch: int) -> optax.GradientTransformationExtraArgs:
+    """Builds a row's optimizer: Adam with decoupled decay of all parameters, cosine restarts.
 
     Args:
         spec: The row.
         steps_per_epoch: Steps of an epoch.
-        epochs: The most epochs of a training.
+
+    Returns:
+        The optimizer, which keeps the numbers of `RUNTIME` in its state: a program is compiled once
+        for all of their values.
 
     Raises:
         ValueError: A hyper-parameter has an unknown name or an invalid value.
     """
-    settings: dict[str, Any] = dict(spec.hyperparameters)
-    rate, decay = settings.pop("lr"), settings.pop("decay")
-    for name, value, valid in (("lr", rate, rate > 0), ("decay", decay, decay >= 0)):
-        if not valid:
-            bound = "above 0" if name == "lr" else "at least 0"
-            raise ValueError(
-                f"Method {spec.label!r} cannot be built: {name} must be {bound}, got {value}."
-            )
-    cycle = CYCLE * spec.epoch_factor * steps_per_epoch
-    cosine = optax.cosine_decay_schedule(rate, cycle)
-    schedule = lambda count: cosine(count % cycle)  # noqa: E731
-    base = optax.adamw(schedule, weight_decay=decay, mask=_matrices)
-    own = dataclasses.replace(spec, hyperparameters=settings)
-    return own.optimizer(base, steps=steps_per_epoch * epochs * spec.epoch_factor)
+    rate, decay = spec.hyperparameters["lr"], spec.hyperparameters["decay"]
+    if not 0 < rate < math.inf:
+        raise ValueError(f"Method {spec.label!r} cannot be built: lr must be above 0, got {rate}.")
+    if not 0 <= decay < math.inf:
+        raise ValueError(
+            f"Method {spec.label!r} cannot be built: decay must be at least 0, got {decay}."
+        )
+
+    def build(lr: Any, decay: Any, rho: Any = None) -> optax.GradientTransformationExtraArgs:
+        settings = {k: v for k, v in spec.hyperparameters.items() if k not in ("lr", "decay")}
+        if rho is not None:
+            settings["rho"] = rho
+        cycle = CYCLE * spec.epoch_factor * steps_per_epoch
+        cosine = optax.cosine_decay_schedule(1.0, cycle)
+        base = optax.adamw(lambda count: lr * cosine(count % cycle), weight_decay=decay)
+        own = dataclasses.replace(spec, hyperparameters=settings)
+        return own.optimizer(base, steps=cycle)
+
+    build(**runtime(spec))  # with numbers, which samax checks
+    return optax.inject_hyperparams(build)(**runtime(spec))
 
 
-def _matrices(params: Any) -> Any:
-    """A mask of the layers' matrices: biases and the normalization's affine map are not decayed."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def runtime(spec: MethodSpec) -> dict[str, float]:
+    """Returns the hyper-parameters that programs are told when they run."""
+    return {
+        name: float(spec.hyperparameters[name]) for name in RUNTIME if name in spec.hyperparameters
+    }

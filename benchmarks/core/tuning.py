@@ -1,0 +1,105 @@
+"""Searching a method's hyper-parameters with Optuna, on whatever its runs' records say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.core.comparison import Comparison
+from benchmarks.core.methods import MethodSpec, Table, parse_method
+from benchmarks.core.records import Record
+from benchmarks.core.runs import complete, show_progress
+
+SEED = 1000
+"""The seed of every trial, which no comparison reports."""
+
+
+def tune(
+    name: str,
+    comparison: Comparison,
+    trials: int,
+    table: Table,
+    *,
+    error: Callable[[Record], float | None],
+    start: Mapping[str, float],
+) -> MethodSpec:
+    """Searches the spans of a method's `search`, on a logarithmic scale, for the lowest error.
+
+    Trials are kept in `tuning.db` (SQLite) in the comparison's folder, and each one's run as a
+    record: a search that was interrupted goes on where it was, one with enough trials only returns
+    what it found.
+
+    Args:
+        name: The method's, in the table.
+        comparison: Makes the runs.
+        trials: How many settings are tried.
+        table: The methods.
+        error: Reads from a record what is to be low; None, of a run that diverged, is the highest.
+        start: The settings of the first trial, the same for every method that has them.
+
+    Returns:
+        The settings of the lowest error; of several the first found.
+    """
+    import optuna
+
+    study = _study(comparison.folder, name)
+    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    work = sum(comparison.parts((parse_method(name, table), SEED)))
+    search = table[name].search
+    with show_progress(trials * work, min(done, trials) * work) as progress:
+        # A seed of its own for each trial: with one seed for all, a search that is resumed would
+        # draw its first trials again.
+        for index in range(done, trials):
+            study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=index)
+            if index == 0:
+                study.enqueue_trial({key: start[key] for key in search})
+            trial = study.ask()
+            drawn = {
+                key: trial.suggest_float(key, low, high, log=True)
+                for key, (low, high) in search.items()
+            }
+            # Three digits are in the label, and so they are what runs.
+            settings = (f"{key}={value:.3g}" for key, value in drawn.items())
+            spec = parse_method(":".join([name, *settings]), table)
+            found = error(complete(comparison, (spec, SEED), progress))
+            trial.set_user_attr("method", spec.label)
+            study.tell(trial, float("inf") if found is None else found)
+    return parse_method(study.best_trial.user_attrs["method"], table)
+
+
+def found(folder: Path, table: Table) -> dict[str, Any]:
+    """Returns what the searches in a folder found, by method: the settings and all trials."""
+    import optuna
+
+    names = optuna.get_all_study_names(_storage(folder))
+    studies = {name: _study(folder, name) for name in table if name in names}
+    complete_only = [optuna.trial.TrialState.COMPLETE]
+    return {
+        name: {
+            "hyperparameters": {
+                key: parse_method(study.best_trial.user_attrs["method"], table).hyperparameters[key]
+                for key in table[name].search
+            },
+            "error": study.best_value,
+            "trials": {
+                trial.user_attrs["method"]: trial.value
+                for trial in study.get_trials(states=complete_only)
+            },
+        }
+        for name, study in studies.items()
+    }
+
+
+def _study(folder: Path, name: str) -> Any:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    return optuna.create_study(
+        study_name=name, storage=_storage(folder), direction="minimize", load_if_exists=True
+    )
+
+
+def _storage(folder: Path) -> str:
+    return f"sqlite:///{folder / 'tuning.db'}"

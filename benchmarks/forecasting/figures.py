@@ -1,0 +1,132 @@
+"""The figures of a forecasting comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.core.plotting import COLOURS, Colours, draw_seeds, legend, save
+from benchmarks.core.records import Runs
+from benchmarks.forecasting.methods import ADAM, BASELINES
+
+# Curves of more methods than these cannot be told apart.
+_CURVES = ("adam", "adamw", "linear", "sam", "sam_quarter", "stale_sam")
+_FORECASTS = (ADAM, "sam")
+_TIME_LIMIT = 1.05
+
+
+def write(folder: Path, runs: Runs, summary: dict[str, Any], title: str) -> None:
+    """Writes `mse.png`, the learning curves, forecasts, and the validation error against time."""
+    colours = _palette(runs)
+    shown = {label: runs[label] for label in _CURVES if label in runs} or runs
+    drawings = {
+        "mse": lambda: _mse(runs, summary, colours),
+        "learning_curves": lambda: _learning_curves(shown, colours),
+        "validation_against_time": lambda: _against_time(shown, colours),
+        "forecasts": lambda: _forecasts(runs, colours),
+    }
+    save(folder, drawings, title)
+
+
+def _mse(runs: Runs, summary: dict[str, Any], colours: Colours) -> Figure:
+    """Test error of each method, one dot a seed, with lines at Adam's and the best baseline's."""
+    figure = Figure(figsize=(7.5, 1.6 + 0.42 * len(runs)), layout="constrained")
+    axis = figure.subplots()
+    for row, label in enumerate(runs):
+        values = np.array(summary["methods"][label]["mse"]["runs"])
+        draw_seeds(axis, row, values, colours[label], ".3f")
+    for label in {ADAM, summary["best_baseline"]} & set(runs):
+        mean = summary["methods"][label]["mse"]["mean"]
+        axis.axvline(mean, color=colours[label], lw=1, ls=":", zorder=0)
+    axis.set_yticks(range(len(runs)), list(runs))
+    axis.set_ylim(len(runs) - 0.4, -0.85)
+    axis.margins(x=0.08)
+    axis.set_xlabel("test MSE (dots: seeds; diamond: mean ± standard deviation)")
+    axis.set_title(
+        f"dotted: adam, and the best baseline, {summary['best_baseline']}", fontsize=9, loc="left"
+    )
+    return figure
+
+
+def _learning_curves(runs: Runs, colours: Colours) -> Figure:
+    """Errors over the epochs, a line a seed, with a dot at the epoch that counts."""
+    figure = Figure(figsize=(10.5, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    panels = (("train_loss", "training loss"), ("validation_mse", "validation MSE"))
+    for axis, (key, name) in zip(axes, panels, strict=True):
+        for label, seeds in runs.items():
+            for index, record in enumerate(seeds.values()):
+                values = [entry[key] for entry in record["epochs"]]
+                best = record["final"]["best_epoch"]
+                line = {"color": colours[label], "label": None if index else label}
+                axis.plot(range(1, len(values) + 1), values, lw=1.3, alpha=0.75, **line)
+                axis.plot(best, values[best - 1], "o", color=colours[label], ms=4)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(name)
+    axes[0].set_title("a line a seed; mean over the epoch's steps", fontsize=9, loc="left")
+    axes[1].set_title("dot: the epoch that is tested", fontsize=9, loc="left")
+    legend(figure, axes[0])
+    return figure
+
+
+def _against_time(runs: Runs, colours: Colours) -> Figure:
+    """The lowest validation error so far against the time spent on training steps."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    ends = []
+    for label, seeds in runs.items():
+        for index, record in enumerate(seeds.values()):
+            seconds = np.cumsum([entry["seconds"] for entry in record["epochs"]])
+            lowest = np.minimum.accumulate([e["validation_mse"] for e in record["epochs"]])
+            ends.append(lowest[-1])
+            axis.step(
+                seconds,
+                lowest,
+                where="post",
+                color=colours[label],
+                lw=1.4,
+                alpha=0.8,
+                label=None if index else label,
+            )
+            axis.plot(seconds[-1], lowest[-1], "o", color=colours[label], ms=4)
+    axis.set_xscale("log")
+    span = max(ends) - min(ends)
+    axis.set_ylim(min(ends) - 0.15 * span, max(ends) + 0.6 * span)
+    axis.set_xlabel("seconds of training steps")
+    axis.set_ylabel("lowest validation MSE so far")
+    axis.set_title("a line a seed; dot: the run's end", fontsize=9, loc="left")
+    legend(figure, axis)
+    return figure
+
+
+def _forecasts(runs: Runs, colours: Colours) -> Figure:
+    """The first seed's forecasts of one test window, of some channels, by Adam and SAM."""
+    shown = {label: runs[label] for label in _FORECASTS if label in runs} or runs
+    first = {label: next(iter(seeds.values()))["forecast"] for label, seeds in shown.items()}
+    common = next(iter(first.values()))
+    figure = Figure(figsize=(10.5, 1 + 1.9 * len(common["channels"])), layout="constrained")
+    axes = figure.subplots(len(common["channels"]), 1, sharex=True, squeeze=False)[:, 0]
+    for row, (axis, channel) in enumerate(zip(axes, common["channels"], strict=True)):
+        seen, truth = common["seen"][row], common["truth"][row]
+        axis.plot(range(-len(seen), 0), seen, color="0.6", lw=1.2)
+        axis.plot(range(len(truth)), truth, color="0.6", lw=1.2, label="measured")
+        for label, found in first.items():
+            axis.plot(
+                range(len(truth)), found["forecast"][row], color=colours[label], lw=1.6, label=label
+            )
+        axis.axvline(-0.5, color="0.4", lw=1, ls=":")
+        axis.set_title(channel, fontsize=9.5, loc="left")
+    axes[-1].set_xlabel("steps from the present; standardized, the middle window of the test part")
+    legend(figure, axes[0])
+    return figure
+
+
+def _palette(runs: Runs) -> Colours:
+    """Returns a colour for each method: the baselines are dark, the others bright."""
+    others = [label for label in runs if label.split("_published")[0] not in BASELINES]
+    colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
+    greys = {"adam": "0.1", "adam_published": "0.1", "adamw": "#7B3294", "linear": "0.55"}
+    return {label: colours.get(label) or greys.get(label, "0.4") for label in runs}

@@ -1,0 +1,212 @@
+"""Tables of a forecasting comparison, made from its JSON records alone.
+
+python -m benchmarks.forecasting.report DIR [DIR ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.core import command, frames
+from benchmarks.core.frames import by_seed, mean_std, paired, spread
+from benchmarks.core.methods import parse_method
+from benchmarks.core.records import Record, Runs, by_method, read_comparison
+from benchmarks.forecasting import figures
+from benchmarks.forecasting.methods import ADAM, BASELINES, METHODS
+
+PUBLISHED = {
+    ("ETTh1", 96): (0.381, 0.509),
+    ("ETTh1", 192): (0.409, 0.535),
+    ("ETTh1", 336): (0.423, 0.570),
+    ("ETTh1", 720): (0.427, 0.601),
+    ("ETTh2", 96): (0.295, None),
+    ("ETTh2", 192): (0.340, None),
+    ("ETTh2", 336): (0.350, None),
+    ("ETTh2", 720): (0.391, None),
+}
+"""Test MSE with SAM and without, by data and horizon, in arXiv 2402.10198."""
+
+_NOTES = (
+    "Mean ± standard deviation over seeds; a difference of test MSE is paired by seed, which "
+    "decides the initialization and the order of the windows, ± its standard error, and in percent "
+    "of the other's mean. The errors are of standardized channels, over all windows of the test "
+    "part, at the epoch of the lowest validation error.",
+    "The best baseline is, of the rows without a perturbation ({baselines}), that of the lowest "
+    "mean test MSE: a choice that favours it. `linear` is the network without attention.",
+    "All train with Adam, decoupled weight decay of all parameters, batch {batch_size}, a "
+    "cosine that starts again every five epochs, at most {epochs} epochs; a run ends when the "
+    "validation error has not fallen for {patience}. Time is that of the training steps of whole "
+    "runs, without compilation and validation, relative to Adam's; where other programs ran "
+    "beside, it is rough.",
+)
+_FLATNESS_NOTE = (
+    "Relative rise of test MSE in percent, the mean over seeds, with the trained matrices rounded "
+    "to so many bits (symmetric, one scale an output channel) or with Gaussian noise of so much of "
+    "each matrix's RMS; the top eigenvalue of the Hessian on training windows, mean ± standard "
+    "deviation."
+)
+_KEYS = ("mse", "mae")
+
+
+def write(folder: Path) -> str:
+    """Writes `summary.md`, `summary.json`, `runs.csv` and `figures/` from `runs/*.json`.
+
+    Returns the text of the summary.
+    """
+    records = read_comparison(folder)
+    runs = by_method(records, METHODS)
+    summary = summarize(runs)
+    text = to_markdown(records[0], summary, runs)
+    lines = frames.csv(map(frames.line, records))
+    frames.write(folder, {"summary.md": text, "summary.json": summary, "runs.csv": lines})
+    figures.write(folder / "figures", runs, summary, title(records[0]))
+    return text
+
+
+def summarize(runs: Runs) -> dict[str, Any]:
+    """Returns the data, the best baseline, and each method's figures over seeds."""
+    config = next(iter(next(iter(runs.values())).values()))["config"]
+    errors = {label: by_seed(seeds, _final("test_mse")) for label, seeds in runs.items()}
+    baselines = [label for label in runs if parse_method(label, METHODS).name in BASELINES]
+    best = min(baselines, key=lambda label: errors[label].mean(), default=None)
+    seconds = {label: by_seed(seeds, _final("train_seconds")) for label, seeds in runs.items()}
+    methods = {}
+    for label, seeds in runs.items():
+        row: dict[str, Any] = {}
+        for key in _KEYS:
+            found = by_seed(seeds, _final(f"test_{key}"))
+            row[key] = {**spread(found), "runs": found.tolist()}
+        for key in ("gradients", "epochs", "best_epoch", "validation_mse"):
+            row[key] = float(by_seed(seeds, _final(key)).mean())
+        row["seconds"] = float(seconds[label].mean())
+        if ADAM in runs:
+            common = seconds[label].index.intersection(seconds[ADAM].index)
+            row["relative_seconds"] = float((seconds[label] / seconds[ADAM])[common].mean())
+        for name, other in (("minus_adam", ADAM), ("minus_best_baseline", best)):
+            if other in runs and other != label:
+                minus = paired(errors[label], errors[other])
+                if minus["mean"] is not None:
+                    minus["percent"] = 100 * minus["mean"] / float(errors[other].mean())
+                row[name] = minus
+        measured = [record["flatness"] for record in seeds.values() if "flatness" in record]
+        if measured:
+            row["flatness"] = {
+                **{
+                    kind: {
+                        level: float(np.mean([each[kind][level] for each in measured]))
+                        for level in measured[0][kind]
+                    }
+                    for kind in ("rounded", "noise")
+                },
+                "top_eigenvalue": spread([each["top_eigenvalue"] for each in measured]),
+            }
+        methods[label] = row
+    return {
+        "data": config["data"],
+        "horizon": config["horizon"],
+        "look_back": config["look_back"],
+        "best_baseline": best,
+        "methods": methods,
+    }
+
+
+def title(record: Record) -> str:
+    """Returns a comparison's subject and its settings."""
+    config = record["config"]
+    revin = "" if config["revin"] else ", no instance normalization"
+    every = "all windows" if config["stride"] == 1 else f"1 in {config['stride']} windows"
+    return (
+        f"{config['data']}: {config['channels']} channels, look-back {config['look_back']}, "
+        f"horizon {config['horizon']}; trained on {every}{revin}"
+    )
+
+
+def to_markdown(record: Record, summary: dict[str, Any], runs: Runs) -> str:
+    """Returns the tables, with what their columns mean."""
+    config, methods, best = record["config"], summary["methods"], summary["best_baseline"]
+    lines = [
+        {
+            "method": label,
+            "test MSE": mean_std(row["mse"], ".4f", ".4f"),
+            "minus Adam": _difference(row.get("minus_adam")),
+            **(
+                {f"minus {best}, the best baseline": _difference(row.get("minus_best_baseline"))}
+                if best != ADAM
+                else {}
+            ),
+            "test MAE": mean_std(row["mae"], ".4f", ".4f"),
+            "gradients": f"{row['gradients']:.3g}",
+            "time / Adam": frames.number(row.get("relative_seconds"), ".2f"),
+            "epochs": f"{row['epochs']:.1f}",
+        }
+        for label, row in methods.items()
+    ]
+    flat = [
+        {
+            "method": label,
+            **{
+                f"{bits} bits": f"{100 * rise:+.2f}"
+                for bits, rise in row["flatness"]["rounded"].items()
+            },
+            **{
+                f"noise {100 * float(level):g} %": f"{100 * rise:+.2f}"
+                for level, rise in row["flatness"]["noise"].items()
+            },
+            "top eigenvalue": mean_std(row["flatness"]["top_eigenvalue"], ".3g", ".2g"),
+        }
+        for label, row in methods.items()
+        if "flatness" in row
+    ]
+    settings = [
+        {"method": label, **{key: f"{value:g}" for key, value in _settings(seeds).items()}}
+        for label, seeds in runs.items()
+    ]
+    terms = {**config, "baselines": ", ".join(f"`{name}`" for name in BASELINES)}
+    made_on = frames.made_on(record, "jax", "flax", "optax")
+    parts = [
+        f"# Forecasting {title(record)}",
+        f"Seeds {frames.seeds_of(runs.values())}; {made_on}.",
+        frames.markdown(lines),
+        *frames.fill(_published(config)),
+        *frames.fill(*(note.format(**terms) for note in _NOTES)),
+        *(["## Rounded and noisy weights", frames.markdown(flat)] if flat else []),
+        *(frames.fill(_FLATNESS_NOTE) if flat else []),
+        "## Settings",
+        frames.markdown(settings),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _published(config: dict[str, Any]) -> str:
+    found = PUBLISHED.get((config["data"], config["horizon"]))
+    if found is None:
+        return ""
+    with_sam, without = found
+    text = f"Published (arXiv 2402.10198): with SAM {with_sam:.3f}"
+    if without is None:
+        return f"{text}."
+    return f"{text}; without {without:.3f}, from memory of the paper's table."
+
+
+def _settings(seeds: dict[int, Record]) -> dict[str, float]:
+    return next(iter(seeds.values()))["config"]["hyperparameters"]
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None or found["mean"] is None:
+        return "-"
+    text = mean_std({**found, "std": found["standard_error"]}, "+.4f", ".4f")
+    return f"{text} ({found['percent']:+.1f} %)"
+
+
+def _final(key: str) -> Callable[[Record], float]:
+    return lambda record: record["final"][key]
+
+
+if __name__ == "__main__":
+    sys.exit(command.report(write, "benchmarks.forecasting.report"))
