@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -206,7 +207,9 @@ def _numbers(path: Path, frame: pd.DataFrame) -> np.ndarray:
 
 def _check_times(path: Path, column: pd.Series) -> None:
     try:
-        times = pd.to_datetime(column)
+        with warnings.catch_warnings():  # that formats are guessed
+            warnings.simplefilter("ignore", UserWarning)
+            times = pd.to_datetime(column)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its first column must be a time: {error}") from error
     steps = times.diff().iloc[1:]

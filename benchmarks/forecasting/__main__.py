@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.core import command
 from benchmarks.core.command import Command, Names, Shares
@@ -64,7 +65,9 @@ class Configuration(Command):
     def filled(self) -> Configuration:
         """Returns the configuration with what depends on the data."""
         defaults = _AIRPORTS if self.data == series.AIRPORTS else _OTHERS
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        missing: dict[str, Any] = {
+            name: value for name, value in defaults.items() if getattr(self, name) is None
+        }
         return dataclasses.replace(self, **missing)
 
 

@@ -76,7 +76,7 @@ class Task:
         """Returns fresh parameters; there is no other state."""
         return self._init(jax.random.key(seed)), ()
 
-    def batch(self, data: Batches, index: jax.Array) -> jax.Array:
+    def batch(self, data: Batches, index: Any) -> jax.Array:
         """Returns the windows of a step, of shape (batch size, channels, look-back + horizon)."""
         return self._gather(data.series, data.starts[index])
 
@@ -140,16 +140,7 @@ class Forecasting(Comparison):
             ValueError: The series is too short, or the folder holds records of another comparison.
         """
         self.folder, self._settings, self._tuning = folder, arguments, tuning
-        self._windows = windows(series, arguments.look_back, arguments.horizon, arguments.stride)
-        if len(self._windows.train) < arguments.batch_size:
-            raise ValueError(
-                f"--batch-size {arguments.batch_size} is more than the "
-                f"{len(self._windows.train)} windows to train on."
-            )
         values = series.standardized()
-        self._channels = series.channels
-        self._series = jnp.asarray(values)
-        self._steps = len(self._windows.train) // arguments.batch_size
         self.shared = {
             "data": series.name,
             "data_crc32": zlib.crc32(np.ascontiguousarray(values).data),
@@ -158,8 +149,19 @@ class Forecasting(Comparison):
             **{name: getattr(arguments, name) for name in _DECIDED},
             "evaluated_on": "validation" if tuning else "test",
         }
+        lengths = (self.shared[name] for name in ("look_back", "horizon", "stride"))
+        self._windows = windows(series, *lengths)
+        if len(self._windows.train) < arguments.batch_size:
+            raise ValueError(
+                f"--batch-size {arguments.batch_size} is more than the "
+                f"{len(self._windows.train)} windows to train on."
+            )
+        self._channels = series.channels
+        self._series = jnp.asarray(values)
+        self._steps = len(self._windows.train) // arguments.batch_size
         records.check_folder(folder, self.shared)
-        self.trainers, self._tasks = {}, {}
+        self.trainers = {}
+        self._tasks: dict[bool, Task] = {}
 
     def config(self, run: Run) -> dict[str, Any]:
         """Returns all that decides a run's numbers."""
@@ -167,7 +169,7 @@ class Forecasting(Comparison):
 
     def parts(self, run: Run) -> list[float]:
         """Returns the gradients of each epoch, of which most runs make a small part."""
-        return [run[0].gradients] * (self._settings.epochs * run[0].epoch_factor)
+        return [run[0].gradients] * (self.shared["epochs"] * run[0].epoch_factor)
 
     def start(self, run: Run) -> tuple[State, History]:
         """Returns a fresh network."""
