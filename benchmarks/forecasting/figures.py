@@ -10,18 +10,16 @@ from matplotlib.figure import Figure
 
 from benchmarks.core.plotting import COLOURS, Colours, draw_seeds, legend, save
 from benchmarks.core.records import Runs
-from benchmarks.forecasting.methods import ADAM, BASELINES
 
 # Curves of more methods than these cannot be told apart.
 _CURVES = ("adam", "adamw", "linear", "sam", "sam_quarter", "stale_sam")
-_FORECASTS = (ADAM, "sam")
-_TIME_LIMIT = 1.05
+_FORECASTS = ("adam", "sam")
 
 
 def write(folder: Path, runs: Runs, summary: dict[str, Any], title: str) -> None:
     """Writes `mse.png`, the learning curves, forecasts, and the validation error against time."""
     colours = _palette(runs)
-    shown = {label: runs[label] for label in _CURVES if label in runs} or runs
+    shown = _chosen(runs, _CURVES)
     drawings = {
         "mse": lambda: _mse(runs, summary, colours),
         "learning_curves": lambda: _learning_curves(shown, colours),
@@ -38,7 +36,7 @@ def _mse(runs: Runs, summary: dict[str, Any], colours: Colours) -> Figure:
     for row, label in enumerate(runs):
         values = np.array(summary["methods"][label]["mse"]["runs"])
         draw_seeds(axis, row, values, colours[label], ".3f")
-    for label in {ADAM, summary["best_baseline"]} & set(runs):
+    for label in {summary["adam"], summary["best_baseline"]} & set(runs):
         mean = summary["methods"][label]["mse"]["mean"]
         axis.axvline(mean, color=colours[label], lw=1, ls=":", zorder=0)
     axis.set_yticks(range(len(runs)), list(runs))
@@ -46,7 +44,9 @@ def _mse(runs: Runs, summary: dict[str, Any], colours: Colours) -> Figure:
     axis.margins(x=0.08)
     axis.set_xlabel("test MSE (dots: seeds; diamond: mean ± standard deviation)")
     axis.set_title(
-        f"dotted: adam, and the best baseline, {summary['best_baseline']}", fontsize=9, loc="left"
+        f"dotted: {summary['adam']}, and the best baseline, {summary['best_baseline']}",
+        fontsize=9,
+        loc="left",
     )
     return figure
 
@@ -93,7 +93,7 @@ def _against_time(runs: Runs, colours: Colours) -> Figure:
             )
             axis.plot(seconds[-1], lowest[-1], "o", color=colours[label], ms=4)
     axis.set_xscale("log")
-    span = max(ends) - min(ends)
+    span = max(ends) - min(ends) or max(ends)
     axis.set_ylim(min(ends) - 0.15 * span, max(ends) + 0.6 * span)
     axis.set_xlabel("seconds of training steps")
     axis.set_ylabel("lowest validation MSE so far")
@@ -104,7 +104,7 @@ def _against_time(runs: Runs, colours: Colours) -> Figure:
 
 def _forecasts(runs: Runs, colours: Colours) -> Figure:
     """The first seed's forecasts of one test window, of some channels, by Adam and SAM."""
-    shown = {label: runs[label] for label in _FORECASTS if label in runs} or runs
+    shown = _chosen(runs, _FORECASTS)
     first = {label: next(iter(seeds.values()))["forecast"] for label, seeds in shown.items()}
     common = next(iter(first.values()))
     figure = Figure(figsize=(10.5, 1 + 1.9 * len(common["channels"])), layout="constrained")
@@ -124,9 +124,23 @@ def _forecasts(runs: Runs, colours: Colours) -> Figure:
     return figure
 
 
+def _chosen(runs: Runs, names: tuple[str, ...]) -> Runs:
+    """Returns the first row of each of these methods; as published, where it has no other."""
+    found = {}
+    for name in names:
+        own = [label for label in runs if _kind(label) == name]
+        if own:
+            found[own[0]] = runs[own[0]]
+    return found or runs
+
+
+def _kind(label: str) -> str:
+    return label.split(":", maxsplit=1)[0].removesuffix("_published")
+
+
 def _palette(runs: Runs) -> Colours:
     """Returns a colour for each method: the baselines are dark, the others bright."""
-    others = [label for label in runs if label.split("_published")[0] not in BASELINES]
-    colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)}
-    greys = {"adam": "0.1", "adam_published": "0.1", "adamw": "#7B3294", "linear": "0.55"}
-    return {label: colours.get(label) or greys.get(label, "0.4") for label in runs}
+    dark = {"adam": "0.1", "adamw": "#7B3294", "linear": "0.55"}
+    others = dict.fromkeys(_kind(label) for label in runs if _kind(label) not in dark)
+    colours = {kind: COLOURS[index % len(COLOURS)] for index, kind in enumerate(others)}
+    return {label: {**dark, **colours}[_kind(label)] for label in runs}

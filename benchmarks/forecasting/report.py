@@ -17,7 +17,7 @@ from benchmarks.core.frames import by_seed, mean_std, paired, spread
 from benchmarks.core.methods import parse_method
 from benchmarks.core.records import Record, Runs, by_method, read_comparison
 from benchmarks.forecasting import figures
-from benchmarks.forecasting.methods import ADAM, BASELINES, METHODS
+from benchmarks.forecasting.methods import ADAM, ADAM_PUBLISHED, BASELINES, METHODS
 
 PUBLISHED = {
     ("ETTh1", 96): (0.381, 0.509),
@@ -75,6 +75,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
     baselines = [label for label in runs if parse_method(label, METHODS).name in BASELINES]
     best = min(baselines, key=lambda label: errors[label].mean(), default=None)
     seconds = {label: by_seed(seeds, _final("train_seconds")) for label, seeds in runs.items()}
+    adam = next((label for label in runs if label.split(":")[0] in (ADAM, ADAM_PUBLISHED)), None)
     methods = {}
     for label, seeds in runs.items():
         row: dict[str, Any] = {}
@@ -84,11 +85,11 @@ def summarize(runs: Runs) -> dict[str, Any]:
         for key in ("gradients", "epochs", "best_epoch", "validation_mse"):
             row[key] = float(by_seed(seeds, _final(key)).mean())
         row["seconds"] = float(seconds[label].mean())
-        if ADAM in runs:
-            common = seconds[label].index.intersection(seconds[ADAM].index)
-            row["relative_seconds"] = float((seconds[label] / seconds[ADAM])[common].mean())
-        for name, other in (("minus_adam", ADAM), ("minus_best_baseline", best)):
-            if other in runs and other != label:
+        if adam is not None:
+            common = seconds[label].index.intersection(seconds[adam].index)
+            row["relative_seconds"] = float((seconds[label] / seconds[adam])[common].mean())
+        for name, other in (("minus_adam", adam), ("minus_best_baseline", best)):
+            if other is not None and other != label:
                 minus = paired(errors[label], errors[other])
                 if minus["mean"] is not None:
                     minus["percent"] = 100 * minus["mean"] / float(errors[other].mean())
@@ -110,6 +111,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
         "data": config["data"],
         "horizon": config["horizon"],
         "look_back": config["look_back"],
+        "adam": adam,
         "best_baseline": best,
         "methods": methods,
     }
@@ -133,10 +135,10 @@ def to_markdown(record: Record, summary: dict[str, Any], runs: Runs) -> str:
         {
             "method": label,
             "test MSE": mean_std(row["mse"], ".4f", ".4f"),
-            "minus Adam": _difference(row.get("minus_adam")),
+            f"minus {summary['adam']}": _difference(row.get("minus_adam")),
             **(
                 {f"minus {best}, the best baseline": _difference(row.get("minus_best_baseline"))}
-                if best != ADAM
+                if best not in (None, summary["adam"])
                 else {}
             ),
             "test MAE": mean_std(row["mae"], ".4f", ".4f"),
