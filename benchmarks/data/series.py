@@ -213,7 +213,7 @@ def _check_times(path: Path, column: pd.Series) -> None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its first column must be a time: {error}") from error
     steps = times.diff().iloc[1:]
-    uneven = np.flatnonzero(steps != steps.iloc[0]) if len(steps) else []
+    uneven = np.flatnonzero(steps != steps.iloc[:1].squeeze())
     if len(uneven):
         row = uneven[0] + 1
         raise ValueError(

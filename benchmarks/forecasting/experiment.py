@@ -112,7 +112,7 @@ class Task:
         """Returns the mean squared and the mean absolute error over all windows."""
         size = min(EVALUATION_BATCH, len(starts))
         filled = np.resize(starts, (-(-len(starts) // size), size))
-        errors = self.errors(params, Batches(series, filled))
+        errors = self.errors(params, Batches(series, jnp.asarray(filled)))
         flat = [np.asarray(each, np.float64).ravel()[: len(starts)] for each in errors]
         return {"mse": float(flat[0].mean()), "mae": float(flat[1].mean())}
 

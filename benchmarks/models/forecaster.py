@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -50,7 +52,8 @@ class ChannelAttention(nnx.Module):
         matrices = self.value.kernel[...], head.kernel[...]
         attended = jnp.einsum("...l,lm,mh->...h", mixed, *matrices, optimize="optimal")
         # The attention's rows have sum 1, so that the value's bias goes through as it is.
-        return head(x + self.value.bias[...]) + attended
+        bias: Any = self.value.bias
+        return head(x + bias[...]) + attended
 
 
 class Forecaster(nnx.Module):
@@ -82,8 +85,10 @@ class Forecaster(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Forecasts."""
-        statistics = None
-        if self.norm is not None:
-            x, statistics = self.norm.normalize(x)
-        y = self.head(x) if self.attention is None else self.attention(x, self.head)
-        return y if statistics is None else self.norm.undo(y, statistics)
+        if self.norm is None:
+            return self._forecast(x)
+        normalized, statistics = self.norm.normalize(x)
+        return self.norm.undo(self._forecast(normalized), statistics)
+
+    def _forecast(self, x: jax.Array) -> jax.Array:
+        return self.head(x) if self.attention is None else self.attention(x, self.head)

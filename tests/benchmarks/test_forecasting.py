@@ -414,7 +414,6 @@ def test_the_command_end_to_end(small, capsys):
 
 
 def test_tuning_gives_every_row_as_many_trials_and_keeps_what_it_found(small, capsys):
-    pytest.importorskip("optuna", reason="needs optuna, of the extra 'lora'")
     argv = [*small.argv, "--methods", "adam,sam", "--seeds", "1", "--tune", "--trials", "2"]
     assert command.main(argv) == 0
     found = json.loads((small.out / "tuning" / "waves.json").read_text())
