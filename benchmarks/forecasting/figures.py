@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.core.plotting import COLOURS, Colours, draw_seeds, legend, save
 from benchmarks.core.records import Runs
@@ -64,9 +65,14 @@ def _learning_curves(runs: Runs, colours: Colours) -> Figure:
                 line = {"color": colours[label], "label": None if index else label}
                 axis.plot(range(1, len(values) + 1), values, lw=1.3, alpha=0.75, **line)
                 axis.plot(best, values[best - 1], "o", color=colours[label], ms=4)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
-    axes[0].set_title("a line a seed; mean over the epoch's steps", fontsize=9, loc="left")
+    axes[0].set_title(
+        "a line a seed; mean over the epoch's steps, where gradients are taken",
+        fontsize=9,
+        loc="left",
+    )
     axes[1].set_title("dot: the epoch that is tested", fontsize=9, loc="left")
     legend(figure, axes[0])
     return figure

@@ -33,9 +33,9 @@ PUBLISHED = {
 
 _NOTES = (
     "Mean ± standard deviation over seeds; a difference of test MSE is paired by seed, which "
-    "decides the initialization and the order of the windows, ± its standard error, and in percent "
-    "of the other's mean. The errors are of standardized channels, over all windows of the test "
-    "part, at the epoch of the lowest validation error.",
+    "decides the initialization and the order of the windows, over those that both have, ± its "
+    "standard error, and in percent of the other's mean. The errors are of standardized channels, "
+    "over all windows of the test part, at the epoch of the lowest validation error.",
     "The best baseline is, of the rows without a perturbation ({baselines}), that of the lowest "
     "mean test MSE: a choice that favours it. `linear` is the network without attention.",
     "All train with Adam, decoupled weight decay of all parameters, batch {batch_size}, a "
@@ -92,7 +92,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
             if other is not None and other != label:
                 minus = paired(errors[label], errors[other])
                 if minus["mean"] is not None:
-                    minus["percent"] = 100 * minus["mean"] / float(errors[other].mean())
+                    common = errors[label].index.intersection(errors[other].index)
+                    minus["percent"] = 100 * minus["mean"] / float(errors[other][common].mean())
                 row[name] = minus
         measured = [record["flatness"] for record in seeds.values() if "flatness" in record]
         if measured:
@@ -145,6 +146,7 @@ def to_markdown(record: Record, summary: dict[str, Any], runs: Runs) -> str:
             "gradients": f"{row['gradients']:.3g}",
             "time / Adam": frames.number(row.get("relative_seconds"), ".2f"),
             "epochs": f"{row['epochs']:.1f}",
+            "seeds": f"{len(row['mse']['runs'])}",
         }
         for label, row in methods.items()
     ]
