@@ -68,11 +68,7 @@ def _learning_curves(runs: Runs, colours: Colours) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
-    axes[0].set_title(
-        "a line a seed; mean over the epoch's steps, where gradients are taken",
-        fontsize=9,
-        loc="left",
-    )
+    axes[0].set_title("a line a seed; as the steps see it", fontsize=9, loc="left")
     axes[1].set_title("dot: the epoch that is tested", fontsize=9, loc="left")
     legend(figure, axes[0])
     return figure
