@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.core.comparison import Comparison
 from benchmarks.core.methods import MethodSpec, Table, parse_method
 from benchmarks.core.records import Record
-from benchmarks.core.runs import complete, show_progress
+from benchmarks.core.runs import Progress, complete
 
 SEED = 1000
 """The seed of every trial, which no comparison reports."""
@@ -47,7 +47,7 @@ def tune(
     done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
     work = sum(comparison.parts((parse_method(name, table), SEED)))
     search = table[name].search
-    with show_progress(trials * work, min(done, trials) * work) as progress:
+    with Progress(trials * work, min(done, trials) * work) as progress:
         # A seed of its own for each trial: with one seed for all, a search that is resumed would
         # draw its first trials again.
         for index in range(done, trials):
