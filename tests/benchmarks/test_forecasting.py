@@ -175,7 +175,7 @@ def test_settings_are_told_to_one_program_and_the_rate_is_a_cosine_with_restarts
 )
 def test_a_row_trains_at_the_gradients_it_says(tmp_path, name):
     run = Forecasting(make_series(), arguments(epochs=1), tmp_path, tuning=True)
-    with Progress(1) as progress:
+    with Progress(10) as progress:
         record = complete(run, (spec(name), 0), progress)
     assert np.isfinite(record["final"]["validation_mse"])
     assert "test_mse" not in record["final"]  # tuning does not look
@@ -220,7 +220,7 @@ def test_a_killed_run_ends_with_the_numbers_it_would_have_had(tmp_path, monkeypa
     row, records = spec("sam"), []
     for folder, killed in (("whole", False), ("killed", True)):
         run = Forecasting(make_series(), arguments(epochs=4), tmp_path / folder, tuning=False)
-        with Progress(1) as progress:
+        with Progress(10) as progress:
             if killed:
                 advance = run.advance
 
