@@ -126,7 +126,7 @@ class TestErrors:
     def test_patterns(self):
         with pytest.raises(ValueError, match="must name the part"):
             samax.groups_by_path("core")
-        with pytest.raises(ValueError, match="no regular expression"):
+        with pytest.raises(ValueError, match="not a regular expression"):
             samax.groups_by_path("(")
 
     def test_labels(self):
