@@ -4,7 +4,7 @@
     python -m benchmarks.cifar --data path/to/cifar10 --model resnet18 --methods sgd,sgd@2,sam,samar
     python -m benchmarks.cifar --distributed --model resnet18  # in every process of a cluster
 
-The results go to `--out`: one JSON record a run, a CSV, a table and figures. A run that was
+The results go to `--out`: one JSON record per run, a CSV, a table and figures. A run that was
 interrupted continues when the command is repeated; a finished one is not repeated.
 """
 

@@ -36,7 +36,7 @@ def markdown(rows: Iterable[Any], header: list[str] | None = None) -> str:
 
 
 def cross(rows: Iterable[Row], column: Callable[[Row], str], cell: Callable[[Row], str]) -> str:
-    """Returns a Markdown table of texts: a line a method, columns by what `column` says."""
+    """Returns a Markdown table of texts: one line per method, columns by what `column` says."""
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
         lines.setdefault(row["method"], {"method": row["method"]})[column(row)] = cell(row)

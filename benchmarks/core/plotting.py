@@ -45,7 +45,7 @@ def draw_seeds(axis: Axes, row: int, values: np.ndarray, colour: str, number: st
 def seed_rows(
     axis: Axes, runs: Runs, value: Callable[[Record], float], colours: Colours, number: str = ".2f"
 ) -> None:
-    """Draws a row a method, with a line at SGD's mean."""
+    """Draws one row per method, with a line at SGD's mean."""
     for row, (method, seeds) in enumerate(runs.items()):
         values = np.array([value(record) for record in seeds.values()])
         draw_seeds(axis, row, values, colours[method], number)

@@ -53,7 +53,7 @@ def _mse(runs: Runs, summary: dict[str, Any], colours: Colours) -> Figure:
 
 
 def _learning_curves(runs: Runs, colours: Colours) -> Figure:
-    """Errors over the epochs, a line a seed, with a dot at the epoch that counts."""
+    """Errors over the epochs, one line per seed, with a dot at the epoch that counts."""
     figure = Figure(figsize=(10.5, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     panels = (("train_loss", "training loss"), ("validation_mse", "validation MSE"))
@@ -68,7 +68,7 @@ def _learning_curves(runs: Runs, colours: Colours) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
-    axes[0].set_title("a line a seed; as the steps see it", fontsize=9, loc="left")
+    axes[0].set_title("one line per seed; as the steps see it", fontsize=9, loc="left")
     axes[1].set_title("dot: the epoch that is tested", fontsize=9, loc="left")
     legend(figure, axes[0])
     return figure
