@@ -3,6 +3,15 @@
 import jax
 import pytest
 
+
+def slow_unless(fast, names):
+    """Parameters of a test that is slow for all names but some: CI runs the others too."""
+    return [
+        pytest.param(name, marks=[] if name in fast else [pytest.mark.slow], id=name)
+        for name in names
+    ]
+
+
 needs_explicit_sharding = pytest.mark.skipif(
     not hasattr(jax.sharding, "reshard"), reason="this version of JAX has no explicit sharding"
 )

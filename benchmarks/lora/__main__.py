@@ -4,7 +4,7 @@
     python -m benchmarks.lora --task trec --data path/to/text
     python -m benchmarks.lora --task sst2 --data path/to/text --methods adamw,sam:rho=0.1 --tune
 
-Classification only: there is no text generation. The results go to `--out`: one JSON record per run,
+Classification only, not text generation. The results go to `--out`: one JSON record per run,
 a CSV, a table and figures. A run that was interrupted continues when the command is repeated; a
 finished one is not repeated. What a step takes is measured by `benchmarks.step_time --problems
 lora`.

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import samax
-from tests.marks import needs_explicit_sharding
-from tests.methods import METHODS, batch_of, initial, loss_fn, train_step
+from tests.marks import needs_explicit_sharding, slow_unless
+from tests.methods import METHODS, SHAPES, batch_of, initial, loss_fn, train_step
 
 ROOT = Path(__file__).parents[2]
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -34,7 +34,7 @@ def test_building_runs_no_jax():
     script = f"""
 import jax, optax
 import samax, samax.flax, samax.flatness
-from tests.methods import METHODS, batch_of, initial, loss_fn, train_step
+from tests.methods import METHODS, SHAPES, batch_of, initial, loss_fn, train_step
 for method in METHODS.values():
     method.optimizer()
 samax.scale_to_norm(optax.cosine_decay_schedule(0.1, 10))
@@ -97,7 +97,7 @@ def _prefix(marked, state):
     return jax.tree.map(lambda mark, leaf: leaf if mark != "-" else 0, marked, state)
 
 
-@every_method
+@pytest.mark.parametrize("name", slow_unless(SHAPES, METHODS))
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 def test_types_are_constant_under_scan(name, dtype, request):
     if dtype == jnp.float64:
@@ -113,7 +113,7 @@ def test_types_are_constant_under_scan(name, dtype, request):
     chex.assert_trees_all_equal_shapes_and_dtypes(end, start)
 
 
-@every_method
+@pytest.mark.parametrize("name", slow_unless(SHAPES, METHODS))
 @needs_explicit_sharding
 def test_explicit_sharding_types_agree_between_init_update_and_jit(name):
     axes = (jax.sharding.AxisType.Explicit,)

@@ -10,7 +10,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import samax
-from tests.methods import METHODS, Method, batch_of, initial, train_step
+from tests.marks import slow_unless
+from tests.methods import METHODS, SHAPES, Method, batch_of, initial, train_step
 
 
 def frob_sam(key):
@@ -27,7 +28,7 @@ def without_keys(tree):
     return jax.tree.map(lambda x: jax.random.key_data(x) if typed(x) else x, tree)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", slow_unless([*SHAPES, "a typed key"], ROWS))
 def test_resumed_training_equals_the_uninterrupted_run(name, tmp_path):
     # Where rounding is at random its numbers have to be restored too.
     chex.clear_trace_counter()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import samax
-from tests.marks import needs_explicit_sharding
+from tests.marks import needs_explicit_sharding, slow_unless
 from tests.methods import METHODS, SHAPES, batch_of, initial, sgd, train_step
 
 INPUTS, TARGETS = batch_of()
@@ -46,10 +46,7 @@ OPTIMIZERS = {name: method.optimizer(track=True) for name, method in METHODS.ite
     "m_sharpness": optax.chain(samax.m_sharpness(samax.sam(0.1), 1), sgd())
 }
 # The others are like these, and slow tests.
-every_method = pytest.mark.parametrize(
-    "method",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name not in SHAPES)) for name in METHODS],
-)
+every_method = pytest.mark.parametrize("method", slow_unless(SHAPES, METHODS))
 
 
 def step(method, params, state, x, y, layout=None):

@@ -16,6 +16,7 @@ from tests.methods import METHODS
 from tests.recipes import test_reference
 
 TOLERANCE = 1e-9
+FAST = 4  # cases of each file; the others are slow tests
 
 
 def before(transformation):
@@ -180,9 +181,11 @@ FILES = sorted({file for method in METHODS.values() for file in method.golden})
 @pytest.mark.parametrize(
     ("file", "case", "problem"),
     [
-        pytest.param(file, *values.values, id=values.id)
+        pytest.param(
+            file, *values.values, id=values.id, marks=[pytest.mark.slow] * (number >= FAST)
+        )
         for file in FILES
-        for values in golden_cases(file)
+        for number, values in enumerate(golden_cases(file))
     ],
 )
 def test_the_trajectory(file, case, problem):

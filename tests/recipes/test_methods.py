@@ -11,6 +11,7 @@ import pytest
 from absl.testing import parameterized
 
 import samax
+from tests.marks import slow_unless
 from tests.methods import METHODS, SHAPES, batch_of, initial, loss_fn, sgd, train_step, where
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -50,7 +51,7 @@ class TestVariants(chex.TestCase):
         self.check(name)
 
 
-@every_method
+@pytest.mark.parametrize("name", slow_unless(SHAPES, METHODS))
 @pytest.mark.usefixtures("x64")
 def test_scan_and_vmap_give_the_eager_result(name):
     """Over seeds and radii at once, three steps in a loop."""
@@ -128,20 +129,18 @@ def test_a_zero_gradient_gives_a_zero_update(name):
 
 
 @every_method
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_gradient_that_is_not_finite_does_not_outlive_its_step(name, bad):
+def test_a_gradient_that_is_not_finite_does_not_outlive_its_step(name):
     """As with dynamic loss scaling: a step overflows and is thrown away by `apply_if_finite`."""
     tx, params = METHODS[name].optimizer(track=True), initial()
     state = tx.init(params)
     for _ in range(METHODS[name].calls):
         params, state = train_step(tx, params, state, batch_of())
     value, grads = jax.value_and_grad(loss_fn)(params, batch_of(1))
-    broken = grads | {"bias": grads["bias"].at[0].set(bad)}
+    broken = grads | {"bias": grads["bias"].at[0].set(np.inf)}
     extra = {"value": value, "value_fn": loss_fn, "batch": batch_of(1)}
     updates, after = tx.update(broken, state, params, **extra)
     # No entry turns NaN that was not, and no perturbation is made from a bad gradient.
-    if not np.isnan(bad):
-        assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(updates))
+    assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(updates))
     if METHODS[name].normalized:
         assert optax.tree.get(after, "perturbation_norm") == 0.0
     # The parts' own state is as finite as before.
