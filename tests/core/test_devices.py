@@ -240,6 +240,7 @@ def test_groups_cost_what_sam_costs():
     assert flops(samax.m_sharpness(sam, 4), groups=True) == pytest.approx(flops(sam), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_groups_are_streamed():
     """Memory does not grow with their number, though no loop keeps them apart."""

@@ -69,6 +69,13 @@ methods = [
         samax.every(2),
     ),
     samax.sharpness_aware(samax.scale_to_norm(0.05), samax.match_clean_norm()),
+    samax.sam(0.5, mask=samax.normalization_only),
+    samax.sharpness_aware(
+        optax.chain(
+            samax.random_perturbation(samax.scaled_by_filter(samax.gaussian, axis=0), key=1),
+            samax.scale_by_rho(0.01),
+        )
+    ),
 ]
 optimizers = [
     *(optax.chain(method, optax.sgd(0.1)) for method in methods),
@@ -103,6 +110,10 @@ for tx in optimizers:
     moved = optax.apply_updates(params, updates)
 
 value, grads = samax.value_and_grad(loss_fn, samax.sam(0.05))(params, batch)
+functional = samax.functional_grad_fn(
+    lambda p: batch @ p["w"], lambda outputs: jnp.mean(outputs**2), batch @ params["w"]
+)
+updates, state = optimizers[0].update(grads, optimizers[0].init(params), params, grad_fn=functional)
 (value, aux), grads = samax.value_and_grad(
     lambda p, x: (loss_fn(p, x), x), samax.gsam(0.05), has_aux=True
 )(params, batch)
