@@ -11,7 +11,7 @@ from samax._core.checks import check_callable, check_scalar_loss
 
 
 def functional_grad_fn(
-    outputs_fn: Callable[[optax.Params], Any], loss_fn: Callable[[Any], jax.Array], outputs: Any
+    outputs_fn: Callable[..., Any], loss_fn: Callable[..., jax.Array], outputs: Any
 ) -> Callable[[optax.Params], optax.Updates]:
     r"""Makes the `grad_fn` of Functional SAM, which perturbs the function and not the loss.
 
