@@ -218,6 +218,13 @@ METHODS = {
 SHAPES = ["sam", "samar", "looksam", "stale_sam", "trace_sam", "nbar", "alternating", "m_sharpness"]
 
 
+def points_of(tx, grads, state, params, **extra):
+    """Where `tx` evaluates the gradient, outside of `jit`, and the state after it."""
+    points = []
+    _, state = tx.update(grads, state, params, grad_fn=lambda p: points.append(p) or p, **extra)
+    return points, state
+
+
 def where(**wanted):
     """The names of the methods whose attributes are these."""
     return [

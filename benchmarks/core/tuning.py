@@ -1,7 +1,5 @@
 """Searching a method's hyper-parameters with Optuna, on whatever its runs' records say."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from benchmarks.core.records import Record
 from benchmarks.core.runs import Progress, complete
 
 SEED = 1000
-"""The seed of every trial, which no comparison reports."""
+"""The default seed of every trial, which no comparison reports."""
 
 
 def tune(
@@ -22,7 +20,9 @@ def tune(
     table: Table,
     *,
     error: Callable[[Record], float | None],
-    start: Mapping[str, float],
+    start: Mapping[str, float] | None = None,
+    seed: int = SEED,
+    unit: str = "epoch",
 ) -> MethodSpec:
     """Searches the spans of a method's `search`, on a logarithmic scale, for the lowest error.
 
@@ -36,7 +36,10 @@ def tune(
         trials: How many settings are tried.
         table: The methods.
         error: Reads from a record what is to be low; None, of a run that diverged, is the highest.
-        start: The settings of the first trial, the same for every method that has them.
+        start: The settings of the first trial, the same for every method that has them; by default
+            they are drawn as the others are.
+        seed: That of every trial's run.
+        unit: What a part of a run is called.
 
     Returns:
         The settings of the lowest error; of several the first found.
@@ -45,14 +48,14 @@ def tune(
 
     study = _study(comparison.folder, name)
     done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-    work = sum(comparison.parts((parse_method(name, table), SEED)))
+    work = sum(comparison.parts((parse_method(name, table), seed)))
     search = table[name].search
-    with Progress(trials * work, min(done, trials) * work) as progress:
+    with Progress(trials * work, min(done, trials) * work, unit) as progress:
         # A seed of its own for each trial: with one seed for all, a search that is resumed would
         # draw its first trials again.
         for index in range(done, trials):
             study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=index)
-            if index == 0:
+            if index == 0 and start is not None:
                 study.enqueue_trial({key: start[key] for key in search})
             trial = study.ask()
             drawn = {
@@ -62,7 +65,7 @@ def tune(
             # Three digits are in the label, and so they are what runs.
             settings = (f"{key}={value:.3g}" for key, value in drawn.items())
             spec = parse_method(":".join([name, *settings]), table)
-            found = error(complete(comparison, (spec, SEED), progress))
+            found = error(complete(comparison, (spec, seed), progress))
             trial.set_user_attr("method", spec.label)
             study.tell(trial, float("inf") if found is None else found)
     return parse_method(study.best_trial.user_attrs["method"], table)

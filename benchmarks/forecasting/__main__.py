@@ -13,8 +13,6 @@ interrupted continues when the command is repeated; a finished one is not repeat
 from __future__ import annotations
 
 import dataclasses
-import functools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +69,8 @@ class Configuration(Command):
         return dataclasses.replace(self, **missing)
 
 
-def compare(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.forecasting")
+def main(arguments: Configuration) -> None:
     """Runs every method with every seed, writes the report and prints its table."""
     arguments = arguments.filled()
     data = series.load(arguments.data, arguments.path, arguments.split)
@@ -89,10 +88,3 @@ def compare(arguments: Configuration) -> None:
     complete_all((comparison, (spec, seed)) for seed in seeds for spec in specs)
     print(report.write(folder))
     print(f"Results and figures: {folder}")
-
-
-main = functools.partial(command.run, Configuration, compare, "benchmarks.forecasting")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

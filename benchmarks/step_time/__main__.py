@@ -21,7 +21,6 @@ XLA compiles for CPU in a time that is quadratic in the number of leaves, for an
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -129,7 +128,8 @@ def measure(problem: Problem, methods: Sequence[str], rounds: int) -> dict[str, 
     }
 
 
-def measure_all(arguments: Configuration) -> None:
+@command.main(Configuration, "benchmarks.step_time", saved="Nothing")
+def main(arguments: Configuration) -> None:
     """Measures the problems, writes the report and prints its tables."""
     if arguments.smoke:
         given = {
@@ -164,12 +164,3 @@ def measure_all(arguments: Configuration) -> None:
     records.write_record(arguments.out / "results.json", record)
     print(report.write(arguments.out))
     print(f"Results and figure: {arguments.out}")
-
-
-main = functools.partial(
-    command.run, Configuration, measure_all, "benchmarks.step_time", saved="Nothing"
-)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,9 +20,9 @@ import tqdm
 from flax import nnx
 
 import samax
-from benchmarks import models
 from benchmarks.core.timing import Compiled, compile_program, interleave
 from benchmarks.step_time import report
+from benchmarks.step_time.experiment import classifier
 
 Make = Callable[[optax.GradientTransformation], optax.GradientTransformation]
 
@@ -123,13 +123,7 @@ def steps(
         batch_size: The number of images.
         mark: Sees the network's outputs in each pass.
     """
-    network = models.build(model, num_classes=10, rngs=nnx.Rngs(0))
-    graph, *states = nnx.split(network, nnx.Param, ...)
-    params, model_state = states
-    image_key, label_key = jax.random.split(jax.random.key(1))
-    images = jax.random.normal(image_key, (batch_size, 32, 32, 3))
-    labels = jax.random.randint(label_key, (batch_size,), 0, 10)
-    base = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
+    graph, params, model_state, images, labels, base = classifier(model, batch_size)
 
     def build(name: str) -> Cycle:
         method = METHODS[name]

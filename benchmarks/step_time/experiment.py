@@ -27,7 +27,7 @@ from benchmarks.models import bert
 from benchmarks.models.lora import SentenceTask, build_classifier, is_adapter
 from samax._balance.groups import Groups
 
-RHO = 0.05
+RHO, RATE = 0.05, 0.01
 # Those that sample need losses, which a pytree of gradients has none of, and as many as one likes.
 SAMAX_METHODS = tuple(
     name
@@ -122,18 +122,34 @@ def _by_hand(
     return base.update(grad_fn(point), state, params)
 
 
-def training(
-    name: str, batch_size: int, rounds: int, default_methods: tuple[str, ...] = tuple(DESCRIPTIONS)
-) -> Problem:
-    """A training step of a classifier on random 32x32x3 images, with SGD and weight decay."""
+class Classifier(NamedTuple):
+    """A network and random images for it."""
+
+    graph: nnx.GraphDef
+    params: nnx.State
+    model_state: nnx.State  # All that is not parameters
+    images: jax.Array
+    labels: jax.Array
+    base: optax.GradientTransformation
+
+
+def classifier(name: str, batch_size: int) -> Classifier:
+    """Returns a network, a batch of random 32x32x3 images, and SGD with weight decay."""
     model = models.build(name, num_classes=10, rngs=nnx.Rngs(0))
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, model_state = states
     image_key, label_key = jax.random.split(jax.random.key(1))
     images = jax.random.normal(image_key, (batch_size, 32, 32, 3))
     labels = jax.random.randint(label_key, (batch_size,), 0, 10)
-    rate = 0.01
-    base = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
+    base = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(RATE, momentum=0.9))
+    return Classifier(graph, params, model_state, images, labels, base)
+
+
+def training(
+    name: str, batch_size: int, rounds: int, default_methods: tuple[str, ...] = tuple(DESCRIPTIONS)
+) -> Problem:
+    """A training step of a classifier on random 32x32x3 images, with SGD and weight decay."""
+    graph, params, model_state, images, labels, base = classifier(name, batch_size)
     tensorized = name in models.TENSORIZED
 
     def loss_fn(params: nnx.State, inputs: Any) -> tuple[jax.Array, nnx.State]:
@@ -142,7 +158,7 @@ def training(
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
-    make = functools.partial(optimizer, base=base, rate=rate, groups=models.CORE_GROUPS)
+    make = functools.partial(optimizer, base=base, rate=RATE, groups=models.CORE_GROUPS)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     title = f"{name}, {count / 1e6:.2g} M parameters, batch {batch_size}, 32x32x3 (base: SGD)"
     methods = tuple(name for name in DESCRIPTIONS if tensorized or name not in BALANCING)

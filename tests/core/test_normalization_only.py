@@ -1,5 +1,7 @@
 """SAM-ON: the mask of the normalization layers, and the ascent that it makes."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -146,8 +148,6 @@ def test_it_composes_with_every_ascent_that_takes_a_mask():
         samax.stale_sam(optax.sgd(0.1), 0.5, mask=samax.normalization_only),
     ):
         grads = jax.grad(loss_fn)(params)
-        state = tx.init(params)
-        updates, _ = jax.jit(lambda g, s, p: tx.update(g, s, p, value_fn=loss_fn))(  # noqa: B023
-            grads, state, params
-        )
+        update = jax.jit(functools.partial(tx.update, value_fn=loss_fn))
+        updates, _ = update(grads, tx.init(params), params)
         assert np.all(np.isfinite(updates["kernel"]))

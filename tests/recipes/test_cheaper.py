@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import samax
+from tests.methods import points_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "cheaper.md"
 
@@ -66,9 +67,8 @@ def test_gc_sam_centralizes_the_ascent_and_the_descent(page):
 
 
 def test_sam_on_perturbs_the_scale_alone(page):
-    params, points = page["params"], []
-    tx = page["sam_on"]
-    tx.update(clean(page, params), tx.init(params), params, grad_fn=lambda p: points.append(p) or p)
+    params, tx = page["params"], page["sam_on"]
+    points, _ = points_of(tx, clean(page, params), tx.init(params), params)
     moved = jax.tree.map(lambda a, b: float(jnp.linalg.norm(a - b)), points[0], params)
     assert moved["norm"]["scale"] == pytest.approx(0.5, rel=1e-5)
     assert moved["dense"]["kernel"] == moved["head"] == 0.0
@@ -84,10 +84,8 @@ def test_no_ascent_before_the_warm_up_ends(page):
 
 
 def test_random_perturbations_are_in_proportion_to_the_filters(page):
-    params = page["params"]
-    points = []
-    tx = page["random"]
-    tx.update(params, tx.init(params), params, grad_fn=lambda p: points.append(p) or p)
+    params, tx = page["params"], page["random"]
+    points, _ = points_of(tx, params, tx.init(params), params)
     eps = optax.tree.sub(points[0], params)["dense"]["kernel"]
     sizes = np.linalg.norm(params["dense"]["kernel"], axis=0)
     z = np.asarray(eps) / (0.01 * sizes)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import samax
+from tests.methods import points_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 RHO, DECAY = 0.3, 0.7
@@ -20,8 +21,7 @@ def perturbations(tx, grads, state=None):
     """What each gradient is perturbed by, at the same parameters."""
     w, state, found = jnp.array(START), tx.init(jnp.array(START)), []
     for g in grads:
-        points = []
-        _, state = tx.update(jnp.array(g), state, w, grad_fn=lambda p: points.append(p) or p)  # noqa: B023
+        points, state = points_of(tx, jnp.array(g), state, w)
         found.append(np.asarray(points[0] - w))
     return np.array(found)
 
@@ -108,9 +108,7 @@ def test_a_plain_step_moves_the_average_too():
     tx = samax.occasionally(samax.friendly_sam(RHO, 1.0, DECAY), samax.every(2))
     state, w = tx.init(jnp.array(START)), jnp.array(START)
     for i, g in enumerate(GRADS[:3]):
-        points = []
-        grad_fn = lambda p: points.append(p) or p  # noqa: B023
-        _, state = tx.update(jnp.array(g), state, w, grad_fn=grad_fn, ascend=i % 2 == 0)
+        points, state = points_of(tx, jnp.array(g), state, w, ascend=i % 2 == 0)
     expected = written_out(GRADS[:3])[2]
     np.testing.assert_allclose(points[0] - w, expected, rtol=1e-10)
     assert optax.tree.get(state, "ema") is not None

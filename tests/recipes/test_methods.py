@@ -12,7 +12,17 @@ from absl.testing import parameterized
 
 import samax
 from tests.marks import slow_unless
-from tests.methods import METHODS, SHAPES, batch_of, initial, loss_fn, sgd, train_step, where
+from tests.methods import (
+    METHODS,
+    SHAPES,
+    batch_of,
+    initial,
+    loss_fn,
+    points_of,
+    sgd,
+    train_step,
+    where,
+)
 
 every_method = pytest.mark.parametrize("name", METHODS)
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-9, atol=1e-12)
@@ -155,10 +165,9 @@ def test_loss_scaled_float16_gradients_give_the_same_perturbation(name):
     grads = jax.grad(loss_fn)(initial(), batch_of())
 
     def perturbed(factor):
-        points = []
         scaled = jax.tree.map(lambda g: (g * factor).astype(jnp.float16), grads)
         chex.assert_tree_all_finite(scaled)
-        tx.update(scaled, tx.init(params), params, grad_fn=lambda p: points.append(p) or p)
+        points, _ = points_of(tx, scaled, tx.init(params), params)
         return optax.tree.cast(points[0], jnp.float32)
 
     plain = perturbed(1.0)
@@ -215,11 +224,10 @@ def test_vasso_perturbs_along_a_steadier_direction_than_sam():
     gradients = [jax.grad(loss_fn)(params, batch_of(step)) for step in range(30)]
 
     def variance(tx):
-        state, points = tx.init(params), []
+        state, flat = tx.init(params), []
         for grads in gradients:
-            record = lambda p: points.append(p) or p
-            _, state = tx.update(grads, state, params, grad_fn=record)
-        flat = np.array([np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in points])
-        return flat[10:].var(axis=0).sum()
+            points, state = points_of(tx, grads, state, params)
+            flat.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(points)]))
+        return np.var(flat[10:], axis=0).sum()
 
     assert variance(samax.vasso(0.1, theta=0.2)) < 0.3 * variance(samax.sam(0.1))

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 import samax
+from tests.methods import points_of
 
 GAMMA = 0.01
 PARAMS = {
@@ -99,12 +101,8 @@ def test_as_the_ascent_of_sharpness_aware():
     _, expected = draws(noise(), PARAMS, 2)
     for i in range(2):
         direction, state = tx.update(grads, state, PARAMS, value_fn=loss_fn)
-        point = jax.tree.map(lambda w, e: w + e[i], PARAMS, expected)  # noqa: B023
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
-            direction,
-            jax.grad(loss_fn)(point),
-        )
+        point = {name: w + expected[name][i] for name, w in PARAMS.items()}
+        chex.assert_trees_all_close(direction, jax.grad(loss_fn)(point), rtol=1e-6, atol=1e-7)
 
 
 def test_as_the_ascent_of_one_gradient():
@@ -195,9 +193,8 @@ def test_zero_weights_stay_and_a_subset_may_be_perturbed():
         _, eps = draws(noise(), zero, 1, PARAMS)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(eps))
     mask = {name: name == "dense" for name in PARAMS}
-    points = []
     some = samax.sharpness_aware(samax.perturb_only(noise(), mask))
-    some.update(PARAMS, some.init(PARAMS), PARAMS, grad_fn=lambda p: points.append(p) or p)
+    points, _ = points_of(some, PARAMS, some.init(PARAMS), PARAMS)
     moved = {name: bool(np.any(points[0][name] != PARAMS[name])) for name in PARAMS}
     assert moved == mask
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import samax
+from tests.methods import points_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(0)
@@ -69,10 +70,8 @@ def test_the_scale_of_the_loss_enters_through_alpha_alone():
     scaled = lambda w: 8.0 * loss(w)
 
     def eps_of(alpha):
-        points, w = [], jnp.array(W)
-        tx = samax.sagm(RHO, alpha)
-        grad_fn = lambda p: points.append(p) or p
-        tx.update(jax.grad(scaled)(w), tx.init(w), w, grad_fn=grad_fn)
+        w, tx = jnp.array(W), samax.sagm(RHO, alpha)
+        points, _ = points_of(tx, jax.grad(scaled)(w), tx.init(w), w)
         return np.asarray(points[0] - w)
 
     _, expected = seen(samax.sagm(RHO, ALPHA))
@@ -91,8 +90,7 @@ def test_schedules_of_both_count_steps():
     w, state = jnp.array(W), None
     state, g = tx.init(jnp.array(W)), gradient(W)
     for t in range(3):
-        points = []
-        _, state = tx.update(jnp.array(g), state, w, grad_fn=lambda p: points.append(p) or p)  # noqa: B023
+        points, state = points_of(tx, jnp.array(g), state, w)
         rho, alpha = RHO * (1 - t / 4), ALPHA * max(0.0, 1 - t / 2)
         expected = (rho / np.linalg.norm(g) - alpha) * g
         np.testing.assert_allclose(points[0] - w, expected, rtol=1e-6)
