@@ -31,7 +31,7 @@ def write(folder: Path, runs: Runs, summary: dict[str, Any], title: str) -> None
 
 
 def _mse(runs: Runs, summary: dict[str, Any], colours: Colours) -> Figure:
-    """Test error of each method, one dot a seed, with lines at Adam's and the best baseline's."""
+    """Test error of each method, one dot per seed, with lines at Adam's and the best baseline's."""
     figure = Figure(figsize=(7.5, 1.6 + 0.42 * len(runs)), layout="constrained")
     axis = figure.subplots()
     for row, label in enumerate(runs):
@@ -99,7 +99,7 @@ def _against_time(runs: Runs, colours: Colours) -> Figure:
     axis.set_ylim(min(ends) - 0.15 * span, max(ends) + 0.6 * span)
     axis.set_xlabel("seconds of training steps")
     axis.set_ylabel("lowest validation MSE so far")
-    axis.set_title("a line a seed; dot: the run's end", fontsize=9, loc="left")
+    axis.set_title("one line per seed; dot: the run's end", fontsize=9, loc="left")
     legend(figure, axis)
     return figure
 

@@ -28,7 +28,7 @@ def write(folder: Path, runs: Runs, title: str) -> None:
 
 
 def _accuracy(runs: Runs, colours: Colours) -> Figure:
-    """Test accuracy of each method, one dot a seed."""
+    """Test accuracy of each method, one dot per seed."""
     figure, axis = subplots((7.5, 1.6 + 0.45 * len(runs)))
     seed_rows(axis, runs, lambda record: 100 * record["final"]["test_top1"], colours)
     axis.set_xlabel("accuracy (%) (dots: seeds; diamond: mean ± standard deviation)")

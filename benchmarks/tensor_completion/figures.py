@@ -21,7 +21,7 @@ def write(folder: Path, runs: Runs) -> None:
 
 
 def _training(runs: Runs) -> Figure:
-    """R^2 on both kinds of entries and the norm deviation over the steps, a line a split."""
+    """R^2 on both kinds of entries and the norm deviation over the steps, one line per split."""
     figure, axes = subplots((13, 4), 1, 3)
     panels = (
         ("r2_observed", r"$R^2$, observed entries"),

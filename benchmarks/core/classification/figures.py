@@ -40,7 +40,7 @@ def write(folder: Path, runs: Runs, title: str, equal_time: float | None) -> Non
 
 
 def _accuracy(runs: Runs, colours: Colours) -> Figure:
-    """Last-10 test accuracy and generalization gap of each method, one dot a seed."""
+    """Last-10 test accuracy and generalization gap of each method, one dot per seed."""
     figure, (accuracy, gap) = subplots((9, 1.4 + 0.42 * len(runs)), 1, 2, sharey=True)
     seed_rows(accuracy, runs, lambda run: 100 * run["final"]["last10_test_top1"], colours)
     accuracy.set_xlabel(
