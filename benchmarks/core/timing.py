@@ -30,6 +30,11 @@ class Spread(NamedTuple):
     high: float
 
 
+def compute_clock() -> float:
+    """Returns seconds of computing: on CPU those of this process, which other programs do not lengthen."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
+
+
 def compile_program(function: Callable, *arguments: Any) -> Compiled:
     """Compiles `function` for `arguments`, of which the first is donated."""
     jax.clear_caches()  # or what an earlier program traced would make this one look quicker

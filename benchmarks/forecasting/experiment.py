@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from benchmarks.core import records
 from benchmarks.core.comparison import Comparison, Run
 from benchmarks.core.methods import MethodSpec
 from benchmarks.core.runs import History, Tick
+from benchmarks.core.timing import compute_clock
 from benchmarks.core.training import Trainer, TrainState
 from benchmarks.data.series import Series, windows
 from benchmarks.forecasting import flatness
@@ -193,9 +193,9 @@ class Forecasting(Comparison):
         order = order[: self._steps * self._settings.batch_size].reshape(self._steps, -1)
         data = Batches(self._series, jnp.asarray(order))
         trainer.compile(state.train, data, self._steps)
-        start = time.perf_counter()
+        start = compute_clock()
         train, metrics = trainer.train(state.train, data, self._steps)
-        seconds = time.perf_counter() - start
+        seconds = compute_clock() - start
         params = train.evaluated()
         found = self._task(spec).evaluate(params, self._series, self._windows.validation)
         means = {name: float(np.mean(values, dtype=float)) for name, values in metrics.items()}

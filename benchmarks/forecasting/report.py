@@ -40,9 +40,8 @@ _NOTES = (
     "mean test MSE: a choice that favours it. `linear` is the network without attention.",
     "All train with Adam, decoupled weight decay of all parameters, batch {batch_size}, a "
     "cosine that starts again every five epochs, at most {epochs} epochs; a run ends when the "
-    "validation error has not fallen for {patience}. Time is that of the training steps of whole "
-    "runs, without compilation and validation, relative to Adam's; where other programs ran "
-    "beside, it is rough.",
+    "validation error has not fallen for {patience}. Time is the {clock} of the training "
+    "steps of whole runs, without compilation and validation, relative to Adam's.",
 )
 _FLATNESS_NOTE = (
     "Relative rise of test MSE in percent, the mean over seeds, with the trained matrices rounded "
@@ -171,6 +170,8 @@ def to_markdown(record: Record, summary: dict[str, Any], runs: Runs) -> str:
         for label, seeds in runs.items()
     ]
     terms = {**config, "baselines": ", ".join(f"`{name}`" for name in BASELINES)}
+    on_cpu = record["hardware"]["backend"] == "cpu"
+    terms["clock"] = "process's CPU time" if on_cpu else "wall-clock time"
     made_on = frames.made_on(record, "jax", "flax", "optax")
     parts = [
         f"# Forecasting {title(record)}",
