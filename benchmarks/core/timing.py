@@ -31,7 +31,7 @@ class Spread(NamedTuple):
 
 
 def compute_clock() -> float:
-    """Returns seconds of computing: on CPU those of this process, which other programs do not lengthen."""
+    """Returns seconds of computing: on CPU of this process, which others do not lengthen."""
     return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
 
 
