@@ -16,7 +16,7 @@ from benchmarks.core import command, frames
 from benchmarks.core.frames import by_seed, mean_std, paired, spread
 from benchmarks.core.methods import parse_method
 from benchmarks.core.records import Record, Runs, by_method, read_comparison
-from benchmarks.forecasting import figures
+from benchmarks.forecasting import figures, flatness
 from benchmarks.forecasting.methods import ADAM, ADAM_PUBLISHED, BASELINES, METHODS
 
 PUBLISHED = {
@@ -46,8 +46,9 @@ _NOTES = (
 _FLATNESS_NOTE = (
     "Relative rise of test MSE in percent, the mean over seeds, with the trained matrices rounded "
     "to so many bits (symmetric, one scale an output channel) or with Gaussian noise of so much of "
-    "each matrix's RMS; the top eigenvalue of the Hessian on training windows, mean ± standard "
-    "deviation."
+    "each matrix's RMS; the top eigenvalue of the Hessian on training windows, and how far the "
+    f"loss on them rises within a ball of radius {flatness.RADIUS:g} around the parameters "
+    f"({flatness.STEPS} steps of ascent), mean ± standard deviation."
 )
 _KEYS = ("mse", "mae")
 
@@ -104,7 +105,11 @@ def summarize(runs: Runs) -> dict[str, Any]:
                     }
                     for kind in ("rounded", "noise")
                 },
-                "top_eigenvalue": spread([each["top_eigenvalue"] for each in measured]),
+                **{
+                    name: spread([each[name] for each in measured])
+                    for name in ("top_eigenvalue", "worst_case")
+                    if all(name in each for each in measured)
+                },
             }
         methods[label] = row
     return {
@@ -161,6 +166,7 @@ def to_markdown(record: Record, summary: dict[str, Any], runs: Runs) -> str:
                 for level, rise in row["flatness"]["noise"].items()
             },
             "top eigenvalue": mean_std(row["flatness"]["top_eigenvalue"], ".3g", ".2g"),
+            "worst case": mean_std(row["flatness"].get("worst_case"), ".3g", ".2g"),
         }
         for label, row in methods.items()
         if "flatness" in row

@@ -319,6 +319,7 @@ def flat(rise):
             "noise": {"0.1": rise / 2},
             "top_eigenvalue": 10 * rise,
             "residual": 0.0,
+            "worst_case": 3 * rise,
         }
     }
 
@@ -356,7 +357,7 @@ def test_the_reports_numbers_from_fixed_records(tmp_path):
     assert "| minus adam " in text
     assert "| minus adamw, the best baseline " in text
     assert "-0.0500 ± 0.0500 (-5.9 %)" in text
-    assert "| sam    | +1.00  | +2.00  | +0.50      | 0.1 ± 0        |" in text
+    assert "| sam    | +1.00  | +2.00  | +0.50      | 0.1 ± 0        | 0.03 ± 0   |" in text
     figures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert figures == {"mse", "learning_curves", "validation_against_time", "forecasts"}
 
@@ -402,6 +403,7 @@ def test_the_command_end_to_end(small, capsys):
     printed = capsys.readouterr().out
     assert "# Forecasting waves: 3 channels, look-back 16, horizon 4" in printed
     assert "| sam:rho=0.3 |" in printed
+    assert "worst case" in printed
     summary = json.loads((small.out / "summary.json").read_text())
     assert set(summary["methods"]) == {"adam", "linear", "sam:rho=0.3"}
     # Repeated, nothing is trained again.
