@@ -140,9 +140,9 @@ def to_markdown(record: Record, summary: dict[str, Any], runs: Runs) -> str:
         {
             "method": label,
             "test MSE": mean_std(row["mse"], ".4f", ".4f"),
-            f"minus {summary['adam']}": _difference(row.get("minus_adam")),
+            f"minus {summary['adam']}": difference(row.get("minus_adam")),
             **(
-                {f"minus {best}, the best baseline": _difference(row.get("minus_best_baseline"))}
+                {f"minus {best}, the best baseline": difference(row.get("minus_best_baseline"))}
                 if best not in (None, summary["adam"])
                 else {}
             ),
@@ -208,7 +208,8 @@ def _settings(seeds: dict[int, Record]) -> dict[str, float]:
     return next(iter(seeds.values()))["config"]["hyperparameters"]
 
 
-def _difference(found: dict[str, Any] | None) -> str:
+def difference(found: dict[str, Any] | None) -> str:
+    """Formats a paired difference with its standard error, and in percent."""
     if found is None or found["mean"] is None:
         return "-"
     text = mean_std({**found, "std": found["standard_error"]}, "+.4f", ".4f")

@@ -14,7 +14,7 @@ from benchmarks.core.methods import parse_method
 from benchmarks.core.runs import Progress, complete
 from benchmarks.data.series import Series
 from benchmarks.forecasting import __main__ as command
-from benchmarks.forecasting import flatness, methods, report
+from benchmarks.forecasting import flatness, methods, overview, report
 from benchmarks.forecasting.experiment import Batches, Forecasting, Task, best_epoch
 from benchmarks.models.forecaster import Forecaster, InstanceNorm
 
@@ -395,6 +395,34 @@ def small(tmp_path):
     return SimpleNamespace(
         argv=["--data", str(path), *shape, "--out", str(tmp_path / "out")], out=tmp_path / "out"
     )
+
+
+def test_all_data_sets_side_by_side(tmp_path, capsys):
+    """From fixed records."""
+    for data, sam in (("waves", (0.7, 0.9)), ("ETTh1", (0.5, 0.61))):
+        (tmp_path / data / "runs").mkdir(parents=True)
+        for method, errors in (("adam", (1.0, 1.2)), ("linear", (0.9, 1.0)), ("sam", sam)):
+            for seed, error in enumerate(errors):
+                found = record(method, seed, error)
+                found["config"] |= {"data": data, "horizon": 96}
+                path = tmp_path / data / "runs" / f"{method}_seed{seed}.json"
+                path.write_text(json.dumps(found))
+        report.write(tmp_path / data)
+    folders = [str(tmp_path / "waves"), str(tmp_path / "ETTh1")]
+    assert overview.main([*folders, "--out", str(tmp_path / "all")]) == 0
+    text = capsys.readouterr().out
+    assert (tmp_path / "all" / "summary.md").read_text() in text
+    assert (tmp_path / "all" / "figures" / "relative_mse.png").exists()
+    first, second = (line for line in text.splitlines() if "| 96 " in line)
+    assert "ETTh1" in first
+    assert "0.381 (0.509)" in first
+    assert "-0.3000 ± 0.0000 (-27.3 %)" in second
+    assert "-0.1500 ± 0.0500 (-15.8 %)" in second
+    words = " ".join(text.split())
+    assert "more than two standard errors on 2 of them, and above it on 0" in words
+    assert overview.main([str(tmp_path)]) == 2
+    assert "has no summary.json" in capsys.readouterr().err
+    assert overview.main([]) == 2
 
 
 def test_the_command_end_to_end(small, capsys):
