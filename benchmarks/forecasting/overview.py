@@ -135,21 +135,22 @@ def draw(summaries: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(7.5, 1.2 + 0.36 * len(summaries)), layout="constrained")
     axis = figure.subplots()
     offsets = np.linspace(-0.22, 0.22, len(SHOWN))
-    for row, summary in enumerate(summaries):
-        adam = summary["methods"][ADAM]["mse"]["mean"]
-        for offset, colour, (name, label) in zip(offsets, COLOURS, SHOWN.items(), strict=False):
-            if name not in summary["methods"]:
-                continue
-            values = 100 * (np.array(summary["methods"][name]["mse"]["runs"]) / adam - 1)
-            place = {"color": colour, "clip_on": False}
-            axis.plot(values, np.full(len(values), row + offset), "o", ms=4, alpha=0.35, **place)
-            named = {"label": label} if row == 0 else {}
-            axis.plot(values.mean(), row + offset, "D", ms=5.5, **place, **named)
+    for offset, colour, (name, label) in zip(offsets, COLOURS, SHOWN.items(), strict=False):
+        marks: dict[str, Any] = {"color": colour, "clip_on": False}
+        named = label
+        for row, summary in enumerate(summaries):
+            if name in summary["methods"]:
+                adam = summary["methods"][ADAM]["mse"]["mean"]
+                values = 100 * (np.array(summary["methods"][name]["mse"]["runs"]) / adam - 1)
+                at = np.full(len(values), row + offset)
+                axis.plot(values, at, "o", ms=4, alpha=0.35, **marks)
+                axis.plot(values.mean(), row + offset, "D", ms=5.5, label=named, **marks)
+                named = "_"  # one entry of the legend
     axis.axvline(0, color="0.4", lw=1, ls=":")
     labels = [f"{summary['data']}, {summary['horizon']}" for summary in summaries]
     axis.set_yticks(range(len(summaries)), labels)
     axis.set_ylim(len(summaries) - 0.5, -0.5)
-    axis.set_xlabel("test MSE in percent of Adam's mean (dots: seeds; diamond: mean)")
+    axis.set_xlabel("test MSE minus Adam's mean, in percent of it (dots: seeds; diamond: mean)")
     legend(figure, axis)
     return figure
 
