@@ -22,6 +22,7 @@ _WORKER = "PYTEST_XDIST_WORKER" in os.environ  # has the flags of the process th
 if (0, 8) <= jax.__version_info__ < (0, 11) and not (_BENCHMARKS or _WORKER):
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        " --xla_cpu_parallel_codegen_split_count=1"
     )
 
 # Several devices for the tests of sharding; the others use the first. Before JAX starts.

@@ -13,10 +13,11 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.core import command
-from benchmarks.core.classification import report
+from benchmarks.core.classification import report, trained
 from benchmarks.core.classification.experiment import ImageComparison, Images
 from benchmarks.core.distributed import Cluster, connected
 from benchmarks.core.runs import complete_all
+from benchmarks.data import load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Configuration(Images):
     coordinator: str | None = None  # Elsewhere: HOST:PORT at process 0.
     processes: int | None = None  # Elsewhere: how many processes there are.
     process_id: int | None = None  # Elsewhere: which of them this is, from 0.
+    # Train nothing: measure the models that the finished runs of this folder kept, where their
+    # records do not say how calibrated and how robust they are.
+    evaluate: Path | None = None
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
@@ -43,6 +47,10 @@ class Configuration(Images):
 @command.main(Configuration, "benchmarks.cifar")
 def main(arguments: Configuration) -> None:
     """Runs every method with every seed, writes the report and prints its tables."""
+    if arguments.evaluate is not None:
+        trained.evaluate(arguments.evaluate, load(arguments.data))
+        print(report.write(arguments.evaluate))
+        return
     runs = arguments.runs()
     with contextlib.ExitStack() as stack:
         cluster: Cluster | None = None

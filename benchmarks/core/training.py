@@ -222,19 +222,19 @@ def descend(
 
 def mean_scores(
     scores: Callable[[Any], dict[str, jax.Array]], batches: Iterable[tuple[Any, int]]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Returns the means of scores over all examples.
 
     Args:
-        scores: Maps a batch to one number for each of its examples, by name.
+        scores: Maps a batch to one number, or row of numbers, for each of its examples, by name.
         batches: Each with the number of its examples that count, which are its first: the others
             fill it up, so that all batches are one program's.
     """
-    sums: dict[str, float] = {}
+    sums: dict[str, Any] = {}
     total = 0
     for batch, count in batches:
         total += count
         for name, values in scores(batch).items():
             found = np.asarray(values, np.float64)[:count]
-            sums[name] = sums.get(name, 0.0) + float(found.sum())
-    return {name: value / total for name, value in sums.items()}
+            sums[name] = sums.get(name, 0.0) + found.sum(0)
+    return {name: (value / total).tolist() for name, value in sums.items()}

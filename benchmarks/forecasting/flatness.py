@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from benchmarks.core.weights import add_noise, quantize
 from samax import flatness
 
 BITS = (8, 4, 3, 2)
@@ -53,33 +53,3 @@ def measure(
             flatness.worst_case_sharpness(loss_fn, params, batches, rho=RADIUS, steps=STEPS)
         ),
     }
-
-
-def quantize(params: Any, bits: int) -> Any:
-    """Rounds the matrices to whole multiples of one scale for each output channel, symmetrically.
-
-    An output channel is a column; its largest entry is `2^(bits - 1) - 1` scales.
-    """
-    levels = 2 ** (bits - 1) - 1
-
-    def rounded(leaf: jax.Array) -> jax.Array:
-        if leaf.ndim < 2:
-            return leaf
-        scale = jnp.max(jnp.abs(leaf), axis=0, keepdims=True) / levels
-        return jnp.where(scale > 0, jnp.round(leaf / jnp.where(scale > 0, scale, 1)) * scale, leaf)
-
-    return jax.tree.map(rounded, params)
-
-
-def add_noise(params: Any, noise: float, key: jax.Array) -> Any:
-    """Adds Gaussian noise to the matrices, of a standard deviation relative to each one's RMS."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-
-    def noisy(leaf: jax.Array, key: jax.Array) -> jax.Array:
-        if leaf.ndim < 2:
-            return leaf
-        scale = noise * jnp.sqrt(jnp.mean(leaf**2))
-        return leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-
-    return jax.tree.unflatten(structure, [*map(noisy, leaves, keys)])

@@ -10,9 +10,8 @@ import numpy as np
 
 from benchmarks import data
 from benchmarks.core import records
-from benchmarks.core.checkpoints import restore_model
-from benchmarks.core.classification.experiment import SUBSET_SEED, crc32, model_folder
 from benchmarks.core.classification.task import Classification
+from benchmarks.core.classification.trained import images_of, restored
 from benchmarks.core.runs import Experiment, History, Tick
 from benchmarks.sharpness.measures import Budget, Model, measure
 
@@ -31,18 +30,10 @@ class Measurement(Experiment[Path]):
             FileNotFoundError: There are no records.
             ValueError: The records are of different comparisons, or of other images.
         """
-        shared = records.read_comparison(trained)[0]["config"]
         self.folder, self.budget = trained / "sharpness", budget
         self.models = records.read_records(trained)
         self._costs = budget.gradients()
-        self._dataset = data.take(
-            dataset, shared["train_images"], shared["test_images"], seed=SUBSET_SEED
-        )
-        if crc32(self._dataset) != shared["data_crc32"]:
-            raise ValueError(
-                f"{trained} was trained on other images ({shared['dataset']}) than --data holds "
-                f"({dataset.name}): pass the --data that its command had."
-            )
+        self._dataset = images_of(trained, dataset)
 
     def name(self, run: Path) -> str:
         """Returns the name of the model's own record."""
@@ -83,7 +74,7 @@ class Measurement(Experiment[Path]):
         """The trained model, and examples in whole batches with the labels it was trained with."""
         config, dataset = self.models[path]["config"], self._dataset
         task = Classification.of(config, dataset)
-        params, model_state = restore_model(model_folder(path), task.init(config["seed"]))
+        state = restored(path, config, task)
         labels = data.corrupt_labels(
             dataset.train_labels, config["label_noise"], config["num_classes"], config["seed"]
         )
@@ -92,4 +83,4 @@ class Measurement(Experiment[Path]):
         starts = range(0, len(order) - size + 1, size)
         chosen = [order[start : start + size] for start in starts]
         batches = [(jnp.asarray(dataset.train_images[i]), jnp.asarray(labels[i])) for i in chosen]
-        return Model(task.loss_in_evaluation(model_state), params, batches)
+        return Model(task.loss_in_evaluation(state.model_state), state.params, batches)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.cifar import __main__ as cifar
 from benchmarks.core.classification.experiment import ImageComparison
 from benchmarks.core.command import parse
-from benchmarks.core.records import read_record, read_records
+from benchmarks.core.records import read_record, read_records, write_record
 from benchmarks.core.training import Trainer
 
 ROOT = Path(cifar.__file__).parents[2]
@@ -82,6 +82,26 @@ def test_a_finished_run_is_not_repeated(finished, monkeypatch, capsys):
 def test_another_configuration_in_the_same_folder_is_refused(finished, capsys):
     assert cifar.main(arguments(finished, "--methods", "sam", "--epochs", "3")) != 0
     assert "epochs=2 there but 3 now. Choose another --out" in capsys.readouterr().err
+
+
+def test_the_models_of_finished_runs_are_measured_where_records_are_older(finished, capsys):
+    path = finished / "runs" / "sgd_seed0.json"
+    whole = read_record(path)
+    added = [name for name in whole["final"] if "bits" in name or "noise" in name]
+    assert len(added) == 6
+    # Rounding to 8 bits moves few images, noise on the weights is not the same as none.
+    assert whole["final"]["top1_8_bits"] == pytest.approx(whole["final"]["test_top1"], abs=0.02)
+    final = {k: v for k, v in whole["final"].items() if k not in (*added, "test_ece")}
+    write_record(path, {**whole, "final": final})
+    given = ["--evaluate", str(finished), "--train-images", "7"]  # of the training, not of this
+    assert cifar.main(given) == 0
+    assert "| 3 bits" in capsys.readouterr().out
+    found = read_record(path)["final"]
+    assert found == pytest.approx(whole["final"], rel=1e-6)
+    (finished / "models" / "sgd_seed0").rename(finished / "elsewhere")
+    assert cifar.main(["--evaluate", str(finished)]) == 2
+    assert "recorded without its trained model" in capsys.readouterr().err
+    (finished / "elsewhere").rename(finished / "models" / "sgd_seed0")
 
 
 @pytest.mark.slow

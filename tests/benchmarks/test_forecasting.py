@@ -14,7 +14,7 @@ from benchmarks.core.methods import parse_method
 from benchmarks.core.runs import Progress, complete
 from benchmarks.data.series import Series
 from benchmarks.forecasting import __main__ as command
-from benchmarks.forecasting import flatness, methods, overview, report
+from benchmarks.forecasting import methods, overview, report
 from benchmarks.forecasting.experiment import Batches, Forecasting, Task, best_epoch
 from benchmarks.models.forecaster import Forecaster, InstanceNorm
 
@@ -243,30 +243,6 @@ def test_a_killed_run_ends_with_the_numbers_it_would_have_had(tmp_path, monkeypa
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     timed = {"train_seconds": 0}
     assert {**whole["final"], **timed} == {**resumed["final"], **timed}
-
-
-@pytest.mark.parametrize("bits", [8, 3, 2])
-def test_rounding_is_numpys(bits):
-    matrix = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    matrix[:, 3] = 0
-    bias = np.array([0.123, 4.0], np.float32)
-    found = flatness.quantize({"kernel": jnp.asarray(matrix), "bias": jnp.asarray(bias)}, bits)
-    levels = 2 ** (bits - 1) - 1
-    expected = matrix.copy()
-    for column in range(3):
-        scale = np.abs(matrix[:, column]).max() / levels
-        expected[:, column] = np.round(matrix[:, column] / scale) * scale
-    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5, atol=1e-6)
-    assert all(len(np.unique(column)) <= 2 * levels + 1 for column in np.asarray(found["kernel"]).T)
-    np.testing.assert_array_equal(found["bias"], bias)
-
-
-def test_noise_is_relative_to_each_matrix():
-    params = {"large": 5 * jnp.ones((200, 200)), "small": jnp.ones((200, 200)), "b": jnp.ones(3)}
-    found = flatness.add_noise(params, 0.1, jax.random.key(0))
-    for name, size in (("large", 5), ("small", 1)):
-        assert float(jnp.std(found[name] - params[name])) == pytest.approx(0.1 * size, rel=0.02)
-    np.testing.assert_array_equal(found["b"], params["b"])
 
 
 def record(method, seed, mse, **changes):

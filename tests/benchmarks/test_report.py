@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.core import command
 from benchmarks.core.classification import report
-from benchmarks.core.classification.experiment import final_metrics
+from benchmarks.core.classification.experiment import early_stopped, final_metrics
 from benchmarks.core.records import FORMAT, by_method, read_record, write_record
 
 SEEDS = (0, 1, 2)
@@ -29,6 +29,8 @@ def make_record(method, seed, accuracy, seconds, epochs=EPOCHS, **config):
             "test_loss": 1.5 - accuracy * epoch / epochs,
             "test_top1": accuracy * epoch / epochs,
             "test_top5": 0.95,
+            "test_ece": 0.1,
+            "test_top1_halves": [accuracy * epoch / epochs] * 2,
             "wall_seconds": 2 * seconds,
             "compute_seconds": seconds,
         }
@@ -94,6 +96,26 @@ def test_final_metrics_are_of_the_last_epoch_and_the_last_ten():
     assert final["test_top1"] == pytest.approx(0.6)
     assert final["last10_test_top1"] == pytest.approx(last10)
     assert final["generalization_gap"] == pytest.approx(0.9 - last10)
+
+
+def test_early_stopping_chooses_on_one_half_and_counts_on_the_other():
+    halves = [(0.5, 0.1), (0.9, 0.3), (0.9, 0.2), (0.4, 0.8)]
+    # Best on the first half after two epochs, the second is then at 0.3; the other way 0.4.
+    assert early_stopped(halves) == pytest.approx((0.3 + 0.4) / 2)
+    assert make_record("sgd", 0, 0.6, 1.0)["final"]["early_stopped_top1"] == pytest.approx(0.6)
+
+
+def test_what_older_records_do_not_say_has_no_column(records):
+    runs = by_method(records)
+    text = report.to_markdown(records[0], report.summarize(runs), runs)
+    assert "| early stopped |" in text
+    assert "| NLL " in text
+    assert "ECE %" in text
+    for record in records:
+        for name in ("early_stopped_top1", "test_ece"):
+            del record["final"][name]
+    text = report.to_markdown(records[0], report.summarize(runs), runs)
+    assert not any(word in text for word in ("early stopped", "NLL", "ECE"))
 
 
 def test_rows_come_in_the_methods_order_with_mean_and_deviation(records):

@@ -109,6 +109,16 @@ def test_evaluation_counts_every_image_once(data):
     assert found["top5"] == pytest.approx(
         np.mean((ranks[:, :5] == np.asarray(labels)[:, None]).any(1))
     )
+    correct = ranks[:, 0] == np.asarray(labels)
+    assert found["top1_halves"] == pytest.approx([correct[::2].mean(), correct[1::2].mean()])
+    confidence = np.asarray(jax.nn.softmax(logits)).max(1)
+    error = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any():
+            error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert found["ece"] == pytest.approx(error, rel=1e-3)
+    assert error > 0.02
 
 
 def test_compilation_is_timed_once(data):

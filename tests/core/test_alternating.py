@@ -10,10 +10,12 @@ import optax
 import pytest
 
 import samax
+from tests.marks import slow_unless
 from tests.methods import METHODS, RADIUS, where
 
 INPUTS = jax.random.normal(jax.random.key(0), (16, 5))
 SAM = samax.sam(0.1)
+FAST = ["sam", "gsam", "vasso"]
 
 
 def loss_fn(params, x=INPUTS):
@@ -67,7 +69,9 @@ def call(tx, params, state):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("name", [name for name in where(one_call=True) if "mask" not in name])
+@pytest.mark.parametrize(
+    "name", slow_unless(FAST, [name for name in where(one_call=True) if "mask" not in name])
+)
 def test_two_calls_are_one_to_the_last_bit_in_float64(name, x64):
     params, method = initial(jnp.float64), METHODS[name].before
     expected, expected_state = one_call(method(), params, steps=4)

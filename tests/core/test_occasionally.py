@@ -9,10 +9,12 @@ import optax
 import pytest
 
 import samax
+from tests.marks import slow_unless
 from tests.methods import METHODS, where
 
 INPUTS = jax.random.normal(jax.random.key(0), (16, 4))
 RATE = 0.05
+FAST = ["sam", "gsam", "vasso"]
 
 
 def loss_fn(params, batch=INPUTS):
@@ -25,7 +27,8 @@ def initial():
 
 
 every_method = pytest.mark.parametrize(
-    "name", [name for name in where(one_call=True) if "mask" not in name]
+    "name",
+    slow_unless(FAST, [name for name in where(one_call=True) if "mask" not in name]),
 )
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,6 +84,7 @@ def test_leaves_of_different_dtypes_share_one_norm():
     assert updates["single"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_thousands_of_leaves():
     """Eagerly: what compiling such a program costs is a benchmark's business."""
     params = {f"layer{i}": jnp.full(2, 1e-3 * i) for i in range(2_000)}

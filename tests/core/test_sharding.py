@@ -106,7 +106,7 @@ def check_one_step(method, layout):
     assert misplaced(result, params) == []
 
 
-@every_method
+@pytest.mark.parametrize("method", slow_unless(["sam", "nbar"], METHODS))
 def test_sharded_over_both_axes(method, x64):
     """Data parallel, fully sharded and tensor parallel at once."""
     check_one_step(method, "both")

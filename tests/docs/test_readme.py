@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow_unless
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -25,10 +27,17 @@ def test_blocks_are_found_with_their_lines():
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if _blocks(page.read_text(encoding="utf-8"))],
-    ids=lambda page: page.relative_to(ROOT).as_posix(),
+    slow_unless(
+        ["README.md"],
+        [
+            page.relative_to(ROOT).as_posix()
+            for page in PAGES
+            if _blocks(page.read_text(encoding="utf-8"))
+        ],
+    ),
 )
 def test_a_page_runs(page, monkeypatch, tmp_path):
+    page = ROOT / page
     blocks = _blocks(page.read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)  # what a block writes does not land in the checkout
     namespace = {"__name__": page.stem}

@@ -153,6 +153,7 @@ def test_a_nnx_model_without_state_equals_the_bare_pytree():
     assert_close(pure(model, nnx.Param), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [0, "typed"])
 def test_the_universal_class_in_nnx(key):
     """Equal to the bare pytree, its key moves on, and the samples' passes leave no statistics."""

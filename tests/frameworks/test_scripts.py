@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.marks import slow_unless
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
 PAGE = (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
 DIFFS = dict(re.findall(r"<!-- script: (\w+) -->\n\n```diff\n(.*?)```", PAGE, re.DOTALL))
 STEPS = 6
+FAST = ["nnx_mnist"]
 
 
 def digits():
@@ -155,7 +158,7 @@ def test_each_script_has_its_diff():
     assert set(DIFFS) == {path.stem for path in SCRIPTS.glob("*.py")}
 
 
-@pytest.mark.parametrize("name", sorted(set(DIFFS) - {"optax_sam"}))
+@pytest.mark.parametrize("name", slow_unless(FAST, sorted(set(DIFFS) - {"optax_sam"})))
 def test_sam_is_one_change_and_rho_zero_none(name):
     """At rho = 0 the script is the plain one bit for bit: statistics and keys move once a step."""
     plain = run(name, (SCRIPTS / f"{name}.py").read_text(encoding="utf-8"))
@@ -166,7 +169,7 @@ def test_sam_is_one_change_and_rho_zero_none(name):
     assert max(np.max(np.abs(a - b)) for a, b in zip(state, plain[1], strict=True)) > 1e-4
 
 
-@pytest.mark.parametrize("name", sorted(BY_HAND))
+@pytest.mark.parametrize("name", slow_unless(FAST, sorted(BY_HAND)))
 def test_the_patched_script_is_sam_written_out(name):
     """Three steps: also the statistics, the random counts and the dropout masks are the same."""
     # SGD in place of AdamW, whose first step is the gradient's sign, rounding included.

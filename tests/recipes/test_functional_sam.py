@@ -8,6 +8,7 @@ import pytest
 
 import samax
 from tests.golden_problems import base_optimizer, golden_cases, largest_error
+from tests.marks import first_fast
 
 INPUTS = jax.random.normal(jax.random.key(0), (16, 5))
 TARGETS = jnp.sin(INPUTS).sum(axis=1)
@@ -25,7 +26,7 @@ def functional(tx, outputs_fn, loss_fn):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("case", "problem"), golden_cases("functionalsam"))
+@pytest.mark.parametrize(("case", "problem"), first_fast(golden_cases("functionalsam"), 2))
 def test_the_golden_trajectories(case, problem):
     x, labels = (jnp.asarray(problem["data"][name]) for name in ("x", "labels"))
 

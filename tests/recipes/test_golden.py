@@ -12,11 +12,12 @@ from jax.experimental import io_callback
 
 import samax
 from tests.golden_problems import base_optimizer, golden_cases, largest_error
+from tests.marks import first_fast
 from tests.methods import METHODS
 from tests.recipes import test_reference
 
 TOLERANCE = 1e-9
-FAST = 4  # cases of each file; the others are slow tests
+FAST = 2  # cases of each file; the others are slow tests
 
 
 def before(transformation):
@@ -181,11 +182,9 @@ FILES = sorted({file for method in METHODS.values() for file in method.golden})
 @pytest.mark.parametrize(
     ("file", "case", "problem"),
     [
-        pytest.param(
-            file, *values.values, id=values.id, marks=[pytest.mark.slow] * (number >= FAST)
-        )
+        pytest.param(file, *values.values, id=values.id, marks=values.marks)
         for file in FILES
-        for number, values in enumerate(golden_cases(file))
+        for values in first_fast(golden_cases(file), FAST)
     ],
 )
 def test_the_trajectory(file, case, problem):

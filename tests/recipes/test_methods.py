@@ -81,7 +81,7 @@ def test_scan_and_vmap_give_the_eager_result(name):
     assert_close(together, jax.tree.map(stack, *alone))
 
 
-@pytest.mark.parametrize("name", all_but("low precision"))
+@pytest.mark.parametrize("name", slow_unless(SHAPES, all_but("low precision")))
 def test_low_precision_approximates_float32(name):
     tx, params = METHODS[name].optimizer(), initial(jnp.bfloat16)
     wide = lambda params: optax.tree.cast(params, jnp.float32)
@@ -114,7 +114,10 @@ def updates_with_zero_rho(name, transform):
 @pytest.mark.optimized
 @pytest.mark.parametrize(
     ("name", "transform"),
-    [(name, jax.jit) for name in METHODS]
+    [
+        pytest.param(name, jax.jit, marks=[] if name in SHAPES else [pytest.mark.slow])
+        for name in METHODS
+    ]
     + [(name, eager) for name in all_but("eager at zero", SHAPES)],
 )
 def test_zero_rho_is_the_base_optimizer_bit_for_bit(name, transform):
@@ -126,7 +129,7 @@ def test_zero_rho_is_the_base_optimizer_bit_for_bit(name, transform):
         chex.assert_trees_all_equal(result, base)
 
 
-@pytest.mark.parametrize("name", all_but("zero gradient"))
+@pytest.mark.parametrize("name", slow_unless(SHAPES, all_but("zero gradient")))
 def test_a_zero_gradient_gives_a_zero_update(name):
     tx = METHODS[name].optimizer(track="finite metrics" not in METHODS[name].except_for)
     params = jax.tree.map(jnp.zeros_like, initial())

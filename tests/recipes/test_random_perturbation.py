@@ -173,7 +173,15 @@ def test_under_jit_scan_and_vmap(make):
     assert np.any(together["dense"][0] != together["dense"][1])
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        jnp.bfloat16,
+        pytest.param(jnp.float16, marks=pytest.mark.slow),
+        pytest.param(jnp.float32, marks=pytest.mark.slow),
+        jnp.float64,
+    ],
+)
 def test_dtypes(dtype, request):
     if dtype == jnp.float64:
         request.getfixturevalue("x64")

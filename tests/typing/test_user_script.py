@@ -22,6 +22,7 @@ def test_the_script_uses_every_factory():
     assert set(samax.__all__) - types <= used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
 def test_a_checker_finds_nothing(checker):
     if importlib.util.find_spec(checker) is None:

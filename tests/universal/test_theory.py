@@ -10,7 +10,7 @@ import pytest
 
 import samax
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.optimized]
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.optimized, pytest.mark.slow]
 
 HESSIAN = np.array([[2.0, 0.5], [0.5, 1.5]])
 EIGENVALUES = np.linalg.eigvalsh(HESSIAN)

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import time
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ import samax
 from benchmarks import models
 from benchmarks.core import records
 from benchmarks.core.checkpoints import save_model
+from benchmarks.core.classification import trained
 from benchmarks.core.classification.task import Classification
+from benchmarks.core.classification.trained import SUBSET_SEED
 from benchmarks.core.command import Command, Names
 from benchmarks.core.comparison import Comparison, Run
 from benchmarks.core.distributed import Cluster
@@ -29,7 +30,6 @@ from benchmarks.data import Dataset, corrupt_labels, load, take, take_fraction
 
 MOMENTUM = 0.9
 LAST_EPOCHS = 10
-SUBSET_SEED = 0  # one subset for all runs: seeds vary the training, not the task
 _TRAINING_STREAM = 0x7472_6169  # keeps the training keys apart from those of the initialization
 
 
@@ -96,7 +96,7 @@ class ImageComparison(Comparison):
         decided = ("model", "width", "epochs", "lr", "weight_decay", "label_smoothing", "bfloat16")
         self.shared = {
             "dataset": dataset.name,
-            "data_crc32": crc32(dataset),
+            "data_crc32": trained.crc32(dataset),
             "train_images": len(dataset.train_labels),
             "test_images": len(dataset.test_labels),
             "num_classes": dataset.num_classes,
@@ -186,7 +186,7 @@ class ImageComparison(Comparison):
 
     def final(self, run: Run, state: TrainState, history: History) -> dict[str, Any]:
         """Returns the record's own part, and saves the trained model."""
-        save_model(model_folder(self.path(run)), (state.evaluated(), state.model_state))
+        save_model(trained.model_folder(self.path(run)), (state.evaluated(), state.model_state))
         start, end = history.pop("norm_deviation"), self._norm_deviation(state.evaluated())
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -194,7 +194,10 @@ class ImageComparison(Comparison):
             "compile_seconds": self.trainer(run[0]).compile_seconds,
             **history,
             **({"norm_deviation": {"start": start, "end": end}} if end else {}),
-            "final": final_metrics(history["epochs"]),
+            "final": {
+                **final_metrics(history["epochs"]),
+                **trained.robustness(self._task, state, self._test_images, self._test_labels),
+            },
         }
 
     def _train_labels(self, run: Run) -> tuple[Any, Any]:
@@ -239,19 +242,6 @@ class ImageComparison(Comparison):
         return self._task.trainer(self._optimizer(spec))
 
 
-def model_folder(record: Path) -> Path:
-    """Returns where the trained model of a run with this record is kept."""
-    return record.parents[1] / "models" / record.stem
-
-
-def crc32(dataset: Dataset) -> int:
-    """Returns a checksum of all images and labels."""
-    crc = 0
-    for name in ("train_images", "train_labels", "test_images", "test_labels"):
-        crc = zlib.crc32(np.ascontiguousarray(getattr(dataset, name)).data, crc)
-    return crc
-
-
 def final_metrics(epochs: list[dict[str, Any]]) -> dict[str, float]:
     """Returns the last epoch's test metrics, the last ten epochs' means, and the gap of the two.
 
@@ -263,10 +253,21 @@ def final_metrics(epochs: list[dict[str, Any]]) -> dict[str, float]:
         name: float(np.mean([entry[name] for entry in epochs[-LAST_EPOCHS:]])) for name in names
     }
     return {
-        **{name: epochs[-1][name] for name in ("test_top1", "test_top5", "test_loss")},
+        **{name: epochs[-1][name] for name in ("test_top1", "test_top5", "test_loss", "test_ece")},
         **{f"last10_{name}": value for name, value in means.items()},
         "generalization_gap": means["train_eval_top1"] - means["test_top1"],
+        "early_stopped_top1": early_stopped([entry["test_top1_halves"] for entry in epochs]),
     }
+
+
+def early_stopped(halves: Sequence[Sequence[float]]) -> float:
+    """Returns the accuracy on one half of the test images at the best epoch on the other half.
+
+    Args:
+        halves: The accuracies on both halves, epoch by epoch; the mean over both ways is returned.
+    """
+    first, second = np.argmax(halves, axis=0)
+    return (halves[first][1] + halves[second][0]) / 2
 
 
 def _epoch_means(metrics: dict[str, np.ndarray]) -> dict[str, float]:

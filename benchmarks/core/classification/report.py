@@ -1,5 +1,6 @@
 """Tables and figures of a comparison of classifiers, made from its JSON records alone."""
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 
 from benchmarks.core import frames
 from benchmarks.core.classification import figures
-from benchmarks.core.frames import difference, numbers, paired, percent, spread
+from benchmarks.core.classification.trained import BITS, NOISES
+from benchmarks.core.frames import difference, mean_std, numbers, paired, percent, spread
 from benchmarks.core.records import Record, Runs, by_method, read_comparison
 
 BASELINE = "sgd"
@@ -33,6 +35,15 @@ _NOTES = (
     "of the last epoch that had ended by then. A cosine schedule that is cut there still has a "
     "high learning rate, so `sgd@2`, SGD trained for twice the epochs with its schedule over all "
     "of them, is the fair comparison at SAM's cost.",
+)
+
+_ROBUST = textwrap.fill(
+    "Negative log-likelihood and expected calibration error (15 bins) of the last epoch's model on "
+    "the test images, and its top-1 in percent with its matrices rounded to so many bits "
+    "(symmetric, one scale an output channel), or with Gaussian noise of so much of each matrix's "
+    "norm, the mean over three draws. Early stopped is the accuracy on one half of the test images "
+    "at the epoch that is best on the other half, the mean over both ways.",
+    100,
 )
 
 
@@ -138,7 +149,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
     """Returns the two tables, of accuracy and of time, with what their columns mean."""
     on_cpu = record["hardware"]["backend"] == "cpu"
     budget = equal_time(runs)
-    accuracy, speed = [], []
+    accuracy, speed, robust = [], [], []
     for row in rows:
         minus = {
             f"last 10 - {baseline}": difference(row.get(f"last10_test_top1_minus_{baseline}"))
@@ -153,7 +164,23 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
                 "test, last 10": percent(row["last10_test_top1"]),
                 "train, last 10": percent(row["last10_train_eval_top1"]),
                 "gap": percent(row["generalization_gap"]),
+                **_known(row, early_stopped_top1="early stopped"),
                 **minus,
+            }
+        )
+        robust.append(
+            {
+                "method": row["method"],
+                **({"NLL": mean_std(row["test_loss"], ".4f", ".4f")} if "test_ece" in row else {}),
+                **_known(row, test_ece="ECE %"),
+                **_known(row, **{f"top1_{bits}_bits": f"{bits} bits" for bits in BITS}),
+                **_known(
+                    row,
+                    **{
+                        f"top1_noise_{level}": f"noise {level} %"
+                        for level in (f"{100 * noise:g}" for noise in NOISES)
+                    },
+                ),
             }
         )
         at_equal_time = difference(row.get(f"top1_at_equal_time_minus_{BASELINE}"))
@@ -180,12 +207,18 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         head(record, runs.values(), "jax", "flax", "optax"),
         frames.markdown(accuracy),
         frames.markdown(speed),
+        *([frames.markdown(robust), _ROBUST] if any("NLL" in row for row in robust) else []),
         *frames.fill(
             f"Hyper-parameters: {settings}." if settings else "",
             *(note.format(**terms) for note in _NOTES),
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _known(row: dict[str, Any], **columns: str) -> dict[str, str]:
+    """The columns, by key, of what the runs recorded: older ones lack some."""
+    return {name: percent(row[key]) for key, name in columns.items() if key in row}
 
 
 def _line(record: Record) -> dict[str, Any]:

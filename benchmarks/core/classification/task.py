@@ -22,6 +22,8 @@ from benchmarks.data import Dataset
 from benchmarks.data.augment import normalize, random_crop_flip
 
 _EVALUATION_BATCH = 250
+BINS = 15
+"""Of the confidence, for the calibration error."""
 
 
 class EpochData(NamedTuple):
@@ -148,18 +150,28 @@ class Classification:
         images = random_crop_flip(key, data.images[chosen], flip=self.recipe.flip)
         return self._normalized(images), data.labels[chosen]
 
-    def evaluate(self, state: TrainState, images: Any, labels: Any) -> dict[str, float]:
-        """Returns the mean loss, top-1 and top-5 accuracy in evaluation mode.
+    def evaluate(self, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
+        r"""Returns mean loss, accuracies and calibration error in evaluation mode.
 
-        Top-5 counts the labels among the five largest logits, so it is 1 for five classes or
-        fewer. The loss has no label smoothing.
+        Returns:
+            `loss`: the negative log-likelihood, without label smoothing, in nats.
+            `top1`, `top5`: the shares of labels that are the largest logit, or among the five
+            largest, which is 1 for five classes or fewer.
+            `ece`: the expected calibration error in [0, 1],
+            $\sum_b (n_b / n) \, |\mathrm{acc}_b - \mathrm{conf}_b|$, over 15 equal bins of the
+            confidence, the largest probability (Guo et al. 2017, arXiv 1706.04599).
+            `top1_halves`: the accuracy on every second image from the first, and from the second.
         """
         arguments = state.evaluated(), state.model_state, images, labels
         starts = range(0, len(images), _EVALUATION_BATCH)
-        return mean_scores(
+        found = mean_scores(
             lambda start: self._scores(*arguments, start),
             ((np.int32(start), min(_EVALUATION_BATCH, len(images) - start)) for start in starts),
         )
+        gaps, hits = found.pop("bin_gaps"), found.pop("half_hits")
+        sizes = [-(-len(images) // 2), len(images) // 2]
+        halves = [hit * len(images) / max(size, 1) for hit, size in zip(hits, sizes, strict=True)]
+        return {**found, "ece": float(np.abs(gaps).sum()), "top1_halves": halves}
 
     def _batch_scores(
         self, params: Any, model_state: Any, images: jax.Array, labels: jax.Array, start: jax.Array
@@ -171,10 +183,15 @@ class Classification:
         chosen = jnp.minimum(positions, len(images) - 1)
         logits, targets = self._logits(params, model_state, images[chosen]), labels[chosen]
         top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
+        top1 = top5[:, 0] == targets
+        confidence = jax.nn.softmax(logits).max(-1)
+        bins = jnp.minimum((confidence * BINS).astype(int), BINS - 1)
         return {
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, targets),
-            "top1": top5[:, 0] == targets,
+            "top1": top1,
             "top5": (top5 == targets[:, None]).any(-1),
+            "bin_gaps": jax.nn.one_hot(bins, BINS) * (top1 - confidence)[:, None],
+            "half_hits": jax.nn.one_hot(positions % 2, 2) * top1[:, None],
         }
 
     def _logits(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
