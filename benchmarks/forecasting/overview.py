@@ -20,7 +20,7 @@ from benchmarks.core import command, frames
 from benchmarks.core.command import Command, Paths
 from benchmarks.core.plotting import COLOURS, legend, save
 from benchmarks.forecasting import report
-from benchmarks.forecasting.methods import ADAM, LINEAR
+from benchmarks.forecasting.methods import ADAM, DECAY, LINEAR, TUNED
 
 SHOWN = {
     "adamw": "AdamW, decay tuned",
@@ -36,8 +36,9 @@ _NOTE = (
     "their standard error. The best baseline is the row without a perturbation of the lowest mean "
     "test MSE: a choice that favours it. Rows named after a method are tuned with the same number "
     "of trials each on the validation part, at horizon 96, and serve all horizons of their data; "
-    "those `_published` have the published settings. Published: arXiv 2402.10198, with SAM; in "
-    "brackets the same network without it, from memory of the paper's table."
+    "where it says so nothing is tuned: Adam and SAM are as published, AdamW has decay "
+    f"{DECAY:g}. Those `_published` have the published settings. Published: arXiv 2402.10198, "
+    "with SAM; in brackets the same network without it, from memory of the paper's table."
 )
 
 
@@ -75,7 +76,7 @@ def to_markdown(summaries: Sequence[dict[str, Any]]) -> str:
     columns = [name for name in _COLUMNS if any(name in each["methods"] for each in summaries)]
     lines = [
         {
-            "data": summary["data"],
+            "data": _name(summary),
             "horizon": f"{summary['horizon']}",
             **{
                 name: frames.mean_std(summary["methods"].get(name, {}).get("mse"), ".4f", ".4f")
@@ -93,6 +94,13 @@ def to_markdown(summaries: Sequence[dict[str, Any]]) -> str:
             *frames.fill(_average(summaries), _NOTE),
         ]
     )
+
+
+def _name(summary: dict[str, Any]) -> str:
+    """The data set, with what sets its comparison apart."""
+    every = "" if summary["stride"] == 1 else f", 1 in {summary['stride']} windows"
+    tuned = "" if (TUNED / f"{summary['data']}.json").exists() else ", not tuned"
+    return f"{summary['data']}{every}{tuned}"
 
 
 def _published(summary: dict[str, Any]) -> str:
@@ -147,7 +155,7 @@ def draw(summaries: Sequence[dict[str, Any]]) -> Figure:
                 axis.plot(values.mean(), row + offset, "D", ms=5.5, label=named, **marks)
                 named = "_"  # one entry of the legend
     axis.axvline(0, color="0.4", lw=1, ls=":")
-    labels = [f"{summary['data']}, {summary['horizon']}" for summary in summaries]
+    labels = [f"{_name(summary)}: {summary['horizon']}" for summary in summaries]
     axis.set_yticks(range(len(summaries)), labels)
     axis.set_ylim(len(summaries) - 0.5, -0.5)
     axis.set_xlabel("test MSE minus Adam's mean, in percent of it (dots: seeds; diamond: mean)")

@@ -116,6 +116,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
         "data": config["data"],
         "horizon": config["horizon"],
         "look_back": config["look_back"],
+        "stride": config["stride"],
         "adam": adam,
         "best_baseline": best,
         "methods": methods,
