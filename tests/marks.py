@@ -7,7 +7,7 @@ import pytest
 def slow_unless(fast, names):
     """Parameters of a test that is slow for all names but some: CI runs the others too."""
     return [
-        pytest.param(name, marks=[] if name in fast else [pytest.mark.slow], id=name)
+        pytest.param(name, marks=[] if name in fast else [pytest.mark.slow], id=str(name))
         for name in names
     ]
 

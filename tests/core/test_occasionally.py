@@ -200,6 +200,7 @@ def test_a_bad_gradient_does_not_ascend_and_moves_no_state(bad, extra):
     assert_same(after, state._replace(ascended=jnp.array(False)))
 
 
+@pytest.mark.slow
 def test_under_vmap_each_seed_has_its_own_policy():
     def trained(key):
         tx = optax.chain(

@@ -12,6 +12,7 @@ import pytest
 import samax
 from tests.methods import points_of
 
+pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "cheaper.md"
 
 

@@ -129,6 +129,7 @@ def train_step(tx, params, state):
     return optax.apply_updates(params, updates), state
 
 
+@pytest.mark.slow
 def test_under_jit_scan_and_vmap():
     tx, params = optax.chain(samax.sam(0.5), optax.sgd(0.05, momentum=0.9)), initial()
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

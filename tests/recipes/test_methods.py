@@ -24,7 +24,6 @@ from tests.methods import (
     where,
 )
 
-every_method = pytest.mark.parametrize("name", METHODS)
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-9, atol=1e-12)
 
 
@@ -45,19 +44,29 @@ def train(tx, params, steps=3, transform=eager):
 
 
 @pytest.mark.usefixtures("x64")
-class TestVariants(chex.TestCase):
+class Variants(chex.TestCase):
     def check(self, name):
         tx, params = METHODS[name].optimizer(track=True), initial(jnp.float64)
         assert_close(train(tx, params, 1, self.variant), train(tx, params, 1))
 
+
+class TestVariants(Variants):
     @chex.variants(with_jit=True)
-    @parameterized.named_parameters((name, name) for name in METHODS)
+    @parameterized.named_parameters((name, name) for name in SHAPES)
     def test_under_jit(self, name):
         self.check(name)
 
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters((name, name) for name in SHAPES)
     def test_on_every_device(self, name):
+        self.check(name)
+
+
+@pytest.mark.slow
+class TestVariantsOfOthers(Variants):
+    @chex.variants(with_jit=True)
+    @parameterized.named_parameters((name, name) for name in METHODS if name not in SHAPES)
+    def test_under_jit(self, name):
         self.check(name)
 
 
@@ -141,7 +150,7 @@ def test_a_zero_gradient_gives_a_zero_update(name):
     chex.assert_tree_all_finite(state)
 
 
-@every_method
+@pytest.mark.parametrize("name", slow_unless(SHAPES, METHODS))
 def test_a_gradient_that_is_not_finite_does_not_outlive_its_step(name):
     """As with dynamic loss scaling: a step overflows and is thrown away by `apply_if_finite`."""
     tx, params = METHODS[name].optimizer(track=True), initial()

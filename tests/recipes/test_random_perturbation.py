@@ -147,10 +147,13 @@ def step(tx, carry, _=None):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda key: optax.chain(samax.sharpness_aware(noise(key)), optax.sgd(0.1)),
-        lambda key: samax.one_gradient(optax.sgd(0.1), noise(key)),
+        pytest.param(
+            lambda key: optax.chain(samax.sharpness_aware(noise(key)), optax.sgd(0.1)),
+            marks=pytest.mark.slow,
+            id="sharpness_aware",
+        ),
+        pytest.param(lambda key: samax.one_gradient(optax.sgd(0.1), noise(key)), id="one_gradient"),
     ],
-    ids=["sharpness_aware", "one_gradient"],
 )
 def test_under_jit_scan_and_vmap(make):
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import samax
+from tests.marks import slow_unless
 
 assert_trees_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6)
 
@@ -88,7 +89,7 @@ class TestDirection:
 
     @pytest.mark.parametrize("antithetic", [False, True])
     @pytest.mark.parametrize("log_mean", [False, True])
-    @pytest.mark.parametrize("components", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+    @pytest.mark.parametrize("components", slow_unless([3], [1, 2, 3]))
     def test_it_is_the_gradient_of_the_objective(self, components, log_mean, antithetic):
         psi, rho, lam = random_psi(components), 0.3, 0.7
         method = lambda distribution: samax.universal_sam(
@@ -159,7 +160,7 @@ class TestStreaming:
     @pytest.mark.parametrize(
         "options",
         [
-            {"unroll": 5},
+            pytest.param({"unroll": 5}, marks=pytest.mark.slow),
             pytest.param({"unroll": 12}, marks=pytest.mark.slow),
             {"batch_size": 4},
             pytest.param({"batch_size": 4, "unroll": 1}, marks=pytest.mark.slow),
