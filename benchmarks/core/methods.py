@@ -34,6 +34,9 @@ class Method:
     wraps: bool = False
     # The share of the batch that the first gradient is of; only `Trainer`s that are told so can.
     ascent_share: float = 1.0
+    # Of the settings and all steps, whether a step ascends; None where every one does, or
+    # where that is not known beforehand.
+    ascends: Callable[[Mapping[str, float], int], Callable[[int], bool]] | None = None
     # The span of each hyper-parameter that tuning searches.
     search: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
@@ -77,15 +80,31 @@ METHODS: dict[str, Method] = {
     ),
     "stable_sam": Method(samax.stable_sam, {"rho": 0.05}, "SAM's rho"),
     "looksam": Method(
-        samax.looksam, {"rho": 0.05, "k": 5, "alpha": 0.3}, "alpha measured on small data", 1.2
+        samax.looksam,
+        {"rho": 0.05, "k": 5, "alpha": 0.3},
+        "alpha measured on small data",
+        1.2,
+        ascends=lambda settings, steps: lambda step: step % settings["k"] == 0,
     ),
-    "sam_every": Method(_occasional(samax.every, "k"), {"rho": 0.05, "k": 2}, "SAM's rho", 1.5),
+    "sam_every": Method(
+        _occasional(samax.every, "k"),
+        {"rho": 0.05, "k": 2},
+        "SAM's rho",
+        1.5,
+        ascends=lambda settings, steps: lambda step: step % settings["k"] == 0,
+    ),
     # Their `share` is that of the training's steps, after or until which they ascend.
     "sam_late": Method(
-        _occasional(samax.from_step, "step"), {"rho": 0.05, "share": 0.5}, "arXiv 2410.10373"
+        _occasional(samax.from_step, "step"),
+        {"rho": 0.05, "share": 0.5},
+        "arXiv 2410.10373",
+        ascends=lambda settings, steps: lambda step: step >= round(settings["share"] * steps),
     ),
     "sam_early": Method(
-        _occasional(samax.until_step, "step"), {"rho": 0.05, "share": 0.5}, "arXiv 2410.10373"
+        _occasional(samax.until_step, "step"),
+        {"rho": 0.05, "share": 0.5},
+        "arXiv 2410.10373",
+        ascends=lambda settings, steps: lambda step: step < round(settings["share"] * steps),
     ),
     "stale_sam": Method(samax.stale_sam, {"rho": 0.05}, "SAM's rho", 1, wraps=True),
     "msam": Method(samax.msam, {"rho": 0.3}, "arXiv 2401.12033: 0.3 to 3", 1, wraps=True),

@@ -5,8 +5,9 @@ CPU, where XLA runs convolutions inside loops about 22 times slower, the same st
 once a batch.
 """
 
+import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -110,6 +111,7 @@ class Trainer:
         data: Any,
         steps: int = 1,
         tick: Callable[[float], None] = lambda share: None,
+        ascend: Sequence[bool] | None = None,
     ) -> tuple[TrainState, dict[str, np.ndarray]]:
         """Takes steps on the batches of the data.
 
@@ -118,33 +120,44 @@ class Trainer:
             data: What `batch` takes.
             steps: How many steps.
             tick: Called with the share that is done.
+            ascend: Which of the steps ascend, where the method's policy says so beforehand. Steps
+                that are dispatched one at a time are then one of two programs without a branch, in
+                which convolutions would be slow; a scan leaves it to the policy.
 
         Returns:
             The new state, and each step's metrics as arrays of shape (steps,).
         """
-        program = self.compile(state, data, steps)
+        programs = self.compile(state, data, steps, ascend)
         if self._scan:
-            state, metrics = program(state, data)
+            state, metrics = programs[None](state, data)
             return state, jax.device_get(metrics)
         history = []
         for index in range(steps):
-            state, values = program(state, data, np.int32(index))
+            kind = None if ascend is None else ascend[index]
+            state, values = programs[kind](state, data, np.int32(index))
             history.append(jax.device_get(values))
             tick((index + 1) / steps)
         return state, {name: np.stack([step[name] for step in history]) for name in history[0]}
 
-    def compile(self, state: TrainState, data: Any, steps: int = 1) -> Callable:
-        """Returns the program for such data, made at the first call and timed.
+    def compile(
+        self, state: TrainState, data: Any, steps: int = 1, ascend: Sequence[bool] | None = None
+    ) -> dict[bool | None, Callable]:
+        """Returns the programs for such steps by kind, made at the first call and timed.
 
         Calling it ahead of the first step keeps compilation out of that step's time;
         `compile_seconds` has the time of all programs.
         """
+        kinds = [None] if self._scan or ascend is None else sorted(set(ascend))
+        return {kind: self._compiled(state, data, steps, kind) for kind in kinds}
+
+    def _compiled(self, state: TrainState, data: Any, steps: int, ascend: bool | None) -> Callable:
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(data))
-        key = (shapes, steps if self._scan else 1)
+        key = (shapes, steps if self._scan else 1, ascend)
         if key not in self._programs:
             start = time.perf_counter()
             index = () if self._scan else (np.int32(0),)
-            function = self._steps(steps) if self._scan else self.step
+            step = functools.partial(self.step, ascend=ascend)
+            function = self._steps(steps) if self._scan else step
             program = jax.jit(function, donate_argnums=0, out_shardings=self._out_shardings)
             self._programs[key] = program.lower(state, data, *index).compile()
             self.compile_seconds += time.perf_counter() - start
@@ -156,8 +169,10 @@ class Trainer:
 
         return run
 
-    def step(self, state: TrainState, data: Any, index: Any = 0) -> tuple[TrainState, Metrics]:
-        """The step as a pure function, for compiling."""
+    def step(
+        self, state: TrainState, data: Any, index: Any = 0, ascend: bool | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """The step as a pure function, for compiling; None leaves it to the policy to ascend."""
         inputs = first = state.model_state, self._batch(data, index)
         if self._ascent_share < 1:
             share = self._ascent_share
@@ -173,6 +188,7 @@ class Trainer:
             state.params,
             value=loss,
             value_fn=lambda params: self._loss_fn(params, inputs)[0],
+            **({} if ascend is None else {"ascend": ascend}),
         )
         tracked = {name: optax.tree.get(opt_state, name) for name in TRACKED}
         metrics = {

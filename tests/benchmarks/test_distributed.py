@@ -129,7 +129,7 @@ def test_a_step_over_devices_is_one_devices_step(scan):
     for leaf in jax.tree.leaves(spread_state):
         assert leaf.sharding.is_fully_replicated
         assert len(leaf.sharding.device_set) == len(jax.devices())
-    assert spread_scores == pytest.approx(scores, rel=1e-4)
+    chex.assert_trees_all_close(spread_scores, scores, rtol=1e-4)
 
 
 def test_each_device_reads_its_share_of_each_batch():

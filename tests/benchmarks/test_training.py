@@ -70,6 +70,36 @@ def test_the_scanned_epoch_is_the_dispatched_one(data, sam_epoch):
     chex.assert_trees_all_close(sam_epoch, scanned, rtol=2e-4, atol=2e-5)
 
 
+def test_two_programs_without_a_branch_are_the_policys_one(data):
+    every = samax.occasionally(samax.sam(0.2, track=True), samax.every(2))
+    a_trainer, steps = trainer(every), COUNT // RECIPE.batch_size
+    ascend = [step % 2 == 0 for step in range(steps)]
+    epoch = TASK.epoch(*data, jax.random.key(0))
+    programs = a_trainer.compile(a_trainer.init(0), epoch, steps, ascend)
+    assert set(programs) == {True, False}
+    assert not any("conditional" in program.as_text() for program in programs.values())
+    found = a_trainer.train(a_trainer.init(0), epoch, steps, ascend=ascend)
+    chex.assert_trees_all_close(found, one_epoch(trainer(every), data), rtol=1e-4, atol=1e-5)
+    norms = found[1]["perturbation_norm"]
+    np.testing.assert_array_equal(norms > 0, ascend)
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.ascends])
+def test_the_steps_that_ascend_are_the_policys(name):
+    steps = 10
+    spec, tx = parse_method(f"{name}:rho=0.1"), optimizer(name, steps)
+    ascends = spec.method.ascends(spec.hyperparameters, steps)
+    params = {"core_0": jnp.array([1.0, -2.0]), "core_1": jnp.array([3.0, 1.0])}
+    state, seen = tx.init(params), []
+    for _ in range(steps):
+        _, state = tx.update(
+            params, state, params, value=0.0, value_fn=lambda p: optax.tree.norm(p) ** 2 / 2
+        )
+        seen.append(bool(optax.tree.get(state, "perturbation_norm") > 0))
+    assert seen == [ascends(step) for step in range(steps)]
+    assert 0 < sum(seen) < steps
+
+
 def test_an_epoch_is_a_function_of_its_key(data, sgd_epoch):
     a_trainer = trainer()
     again, other = one_epoch(a_trainer, data), one_epoch(a_trainer, data, key=1)
@@ -125,10 +155,10 @@ def test_compilation_is_timed_once(data):
     a_trainer = trainer()
     state = a_trainer.init(0)
     epoch = TASK.epoch(*data, jax.random.key(0))
-    program = a_trainer.compile(state, epoch, 2)
+    program = a_trainer.compile(state, epoch, 2)[None]
     seconds = a_trainer.compile_seconds
     assert seconds > 0
-    assert a_trainer.compile(state, epoch, 2) is program
+    assert a_trainer.compile(state, epoch, 2)[None] is program
     assert a_trainer.compile_seconds == seconds
 
 

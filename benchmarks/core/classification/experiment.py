@@ -164,9 +164,10 @@ class ImageComparison(Comparison):
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
         labels, sample_labels = self._train_labels(run)
         epoch = self._task.epoch(self._train_images, labels, jax.random.fold_in(key, part))
-        trainer.compile(state, epoch, self._steps)
+        ascend = self._ascending(spec, part)
+        trainer.compile(state, epoch, self._steps, ascend)
         wall, compute = time.perf_counter(), compute_clock()
-        state, metrics = trainer.train(state, epoch, self._steps, tick)
+        state, metrics = trainer.train(state, epoch, self._steps, tick, ascend)
         wall, compute = time.perf_counter() - wall, compute_clock() - compute
         test = self._task.evaluate(state, self._test_images, self._test_labels)
         sample = self._task.evaluate(state, self._sample_images, sample_labels)
@@ -226,6 +227,14 @@ class ImageComparison(Comparison):
     def _schedule(self, spec: MethodSpec) -> optax.Schedule:
         epochs = self.shared["epochs"] * spec.epoch_factor
         return optax.cosine_decay_schedule(self.shared["lr"], epochs * self._steps)
+
+    def _ascending(self, spec: MethodSpec, part: int) -> list[bool] | None:
+        """Returns which steps of an epoch ascend, where that is known beforehand."""
+        if spec.method.ascends is None:
+            return None
+        total = self.shared["epochs"] * spec.epoch_factor * self._steps
+        ascends = spec.method.ascends(spec.hyperparameters, total)
+        return [ascends(part * self._steps + index) for index in range(self._steps)]
 
     def _optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
         schedule = self._schedule(spec)
