@@ -25,6 +25,9 @@ class Configuration(Images):
     """The comparison, and over which processes it is trained."""
 
     label_noise: float = 0.0  # The share of training labels made wrong.
+    # Train with labels by people instead: worse_label, aggre_label, ... of human_labels.npz beside
+    # the Parquet files (CIFAR-10N, CIFAR-100N).
+    human_labels: str | None = None
     # Train over all devices of all processes that run this same command; JAX finds them where it
     # knows the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU).
     distributed: bool = False
@@ -39,6 +42,11 @@ class Configuration(Images):
         """Raises a `ValueError` that names an argument which is out of its range."""
         super().check()
         self.within(0, 1, "label_noise")
+        if self.human_labels is not None and self.label_noise:
+            raise ValueError(
+                f"--human-labels {self.human_labels} has wrong labels of its own; leave out "
+                f"--label-noise {self.label_noise:g}."
+            )
         places = (self.coordinator, self.processes, self.process_id)
         if not self.distributed and any(place is not None for place in places):
             raise ValueError("--coordinator, --processes and --process-id need --distributed.")
@@ -59,7 +67,8 @@ def main(arguments: Configuration) -> None:
             cluster = stack.enter_context(connected(*places))
         dataset = arguments.dataset()
         folder = arguments.out or Path("runs") / f"{dataset.name}-{arguments.model}"
-        comparison = ImageComparison(arguments, dataset, folder, arguments.label_noise, cluster)
+        labels = arguments.label_noise, arguments.human_labels
+        comparison = ImageComparison(arguments, dataset, folder, *labels, cluster)
         complete_all((comparison, run) for run in runs)
         if cluster is None or cluster.writes:
             print(report.write(folder))

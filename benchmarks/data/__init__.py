@@ -20,7 +20,8 @@ def load(name_or_path: str = "digits") -> Dataset:
         name_or_path: ``'digits'``, which needs no file, or a folder with the official CIFAR-10 or
             CIFAR-100 Python pickles (fine labels), or with the Parquet files of their Hugging Face
             exports; the folder's parent will do too. Parquet files that hold JPEG or WebP images
-            give names such as ``'cifar10-jpeg'`` and ``'cifar100-webp'``.
+            give names such as ``'cifar10-jpeg'`` and ``'cifar100-webp'``; a file
+            ``human_labels.npz`` beside them gives the labels by people.
 
     Raises:
         FileNotFoundError: If the folder, or one of its layout's files, is missing.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -16,6 +17,8 @@ class Dataset:
     test_images: np.ndarray  # uint8 of shape ``(M, H, W, C)``
     test_labels: np.ndarray  # int32 of shape ``(M,)``
     class_names: tuple[str, ...]  # One name a class
+    # What people took the train images for, by the name of the labelling; as `train_labels`.
+    human_labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -20,6 +20,9 @@ DESCRIPTION = (
     "uoft-cs/cifar10 (img: struct of bytes and path, label) or cifar100 (img, fine_label); the "
     "images are JPEG, WebP or PNG"
 )
+HUMAN_LABELS = "human_labels.npz"
+"""Labels by people of the train rows, in their order (Wei et al. 2022, arXiv 2110.12088)."""
+
 # What loses detail, which makes the task another: results must say so.
 _LOSSY = {
     "-jpeg": lambda content: content.startswith(b"\xff\xd8"),
@@ -88,4 +91,20 @@ class Parquet:
         every = train_encoded + test_encoded
         kinds = [kind for kind, is_kind in _LOSSY.items() if any(map(is_kind, every))]
         name = f"cifar{len(names)}{''.join(kinds)}"
-        return Dataset(name, train_images, train_labels, test_images, test_labels, names)
+        test = test_images, test_labels, names
+        return Dataset(name, train_images, train_labels, *test, _human(folder, train_labels))
+
+
+def _human(folder: Path, train_labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Reads the labels of CIFAR-10N or CIFAR-100N by name; none where the file is not there."""
+    path = folder / HUMAN_LABELS
+    if not path.is_file():
+        return {}
+    with np.load(path) as file:
+        found = {name: file[name].astype(np.int32) for name in file.files}
+    if not np.array_equal(found.pop("clean_label", None), train_labels):
+        raise ValueError(
+            f"{path}: its clean_label is not the labels of the train images beside it, in their "
+            "order; take the file that was made for these Parquet files, or none"
+        )
+    return found

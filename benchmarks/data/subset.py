@@ -1,6 +1,7 @@
 """Less data and noisy labels: the two ways in which the papers make a data set harder."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,10 @@ def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Da
                 f"pass a number from 1 to {len(labels)}, or None for all"
             )
         keep = _balanced_indices(labels, count, np.random.default_rng([seed, stream]))
-        parts = {f"{name}_images": images[keep], f"{name}_labels": labels[keep]}
+        parts: dict[str, Any] = {f"{name}_images": images[keep], f"{name}_labels": labels[keep]}
+        if name == "train":
+            given = dataset.human_labels.items()
+            parts["human_labels"] = {labelling: labels[keep] for labelling, labels in given}
         dataset = dataclasses.replace(dataset, **parts)
     return dataset
 

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import data
 from benchmarks.core import records
 from benchmarks.core.classification.task import Classification
-from benchmarks.core.classification.trained import images_of, restored
+from benchmarks.core.classification.trained import images_of, restored, training_labels
 from benchmarks.core.runs import Experiment, History, Tick
 from benchmarks.sharpness.measures import Budget, Model, measure
 
@@ -75,9 +75,7 @@ class Measurement(Experiment[Path]):
         config, dataset = self.models[path]["config"], self._dataset
         task = Classification.of(config, dataset)
         state = restored(path, config, task)
-        labels = data.corrupt_labels(
-            dataset.train_labels, config["label_noise"], config["num_classes"], config["seed"]
-        )
+        labels = training_labels(dataset, config, config["seed"])
         order = np.random.default_rng(0).permutation(len(labels))[: self.budget.examples]
         size = min(config["batch_size"], len(order))
         starts = range(0, len(order) - size + 1, size)

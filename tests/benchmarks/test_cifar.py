@@ -1,5 +1,6 @@
 """The main job from its command line: whole, killed, resumed, interrupted and misused."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import data
 from benchmarks.cifar import __main__ as cifar
 from benchmarks.core.classification.experiment import ImageComparison
 from benchmarks.core.command import parse
@@ -203,6 +205,8 @@ def test_seeds_change_the_training_but_not_the_images():
         (["--train-images", "9999"], "9999"),
         (["--width", "-1"], "width=-1"),
         (["--data", "no/such/place"], "no/such/place"),
+        (["--human-labels", "worse_label"], "'digits' has none; they are those of the file"),
+        (["--human-labels", "worse_label", "--label-noise", "0.4"], "leave out --label-noise 0.4"),
     ],
 )
 def test_misuse_is_one_line(tmp_path, capsys, more, message):
@@ -211,6 +215,22 @@ def test_misuse_is_one_line(tmp_path, capsys, more, message):
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_run_trains_with_the_labels_by_people(tmp_path, monkeypatch):
+    whole = data.load()
+    wrong = (whole.train_labels + 1) % 10
+    human = dataclasses.replace(whole, human_labels={"worse_label": wrong})
+    monkeypatch.setattr("benchmarks.core.classification.experiment.load", lambda _: human)
+    more = ["--methods", "sgd", "--epochs", "1", "--human-labels", "worse_label"]
+    command = [*arguments(tmp_path, *more), "--train-images", "640", "--batch-size", "32"]
+    assert cifar.main(command) == 0
+    record = read_record(tmp_path / "runs" / "sgd_seed0.json")
+    assert record["config"]["human_labels"] == "worse_label"
+    assert "training labels by people (worse_label)" in (tmp_path / "summary.md").read_text()
+    # What is learnt is the shift: right on the labels that it saw, and never on the true ones.
+    last = record["epochs"][-1]
+    assert last["train_eval_top1"] > 2 * last["test_top1"]
 
 
 def test_an_unfinished_comparison_of_another_kind_is_found_before_training(finished):

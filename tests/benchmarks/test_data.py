@@ -257,6 +257,26 @@ class TestParquet:
         assert (dataset.name, dataset.num_classes) == ("cifar100", 100)
         assert dataset.test_labels.tolist() == [99]
 
+    def test_labels_by_people_are_the_train_rows(self, tmp_path):
+        labels = np.arange(8) % 4
+        images = [encode("PNG", (i, i, i)) for i in range(8)]
+        write_parquet(tmp_path / "train.parquet", images, labels)
+        write_parquet(tmp_path / "test.parquet", images[:2], labels[:2])
+        assert data.load(tmp_path).human_labels == {}
+        path = tmp_path / "human_labels.npz"
+        np.savez(path, clean_label=labels.astype(np.uint8), worse_label=9 - np.arange(8))
+        dataset = data.load(tmp_path)
+        assert list(dataset.human_labels) == ["worse_label"]
+        assert dataset.human_labels["worse_label"].dtype == np.int32
+        # A subset is chosen by the true labels, and takes its own of the others along.
+        taken = data.take(dataset, 4, 1, seed=0)
+        shown = taken.train_images[:, 0, 0, 0]
+        assert sorted(taken.train_labels) == [0, 1, 2, 3]
+        np.testing.assert_array_equal(taken.human_labels["worse_label"], 9 - shown.astype(int))
+        np.savez(path, clean_label=labels[::-1], worse_label=labels)
+        with pytest.raises(ValueError, match="clean_label is not the labels of the train images"):
+            data.load(tmp_path)
+
     def test_names_a_missing_split(self, tmp_path):
         write_parquet(tmp_path / "train-0.parquet", [encode("PNG", (1, 2, 3))], [0])
         with pytest.raises(FileNotFoundError, match=r"no test\*\.parquet; expected Parquet files"):

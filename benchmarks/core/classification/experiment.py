@@ -26,7 +26,8 @@ from benchmarks.core.methods import MethodSpec, parse_methods
 from benchmarks.core.runs import History, Tick
 from benchmarks.core.timing import compute_clock
 from benchmarks.core.training import Trainer, TrainState
-from benchmarks.data import Dataset, corrupt_labels, load, take, take_fraction
+from benchmarks.data import Dataset, load, take, take_fraction
+from benchmarks.data.parquet import HUMAN_LABELS
 
 MOMENTUM = 0.9
 LAST_EPOCHS = 10
@@ -84,13 +85,15 @@ class ImageComparison(Comparison):
         dataset: Dataset,
         folder: Path,
         label_noise: float = 0.0,
+        human_labels: str | None = None,
         cluster: Cluster | None = None,
     ):
         """Puts the data on the device.
 
         Raises:
-            ValueError: The folder holds records of another comparison, a method cannot be built, or
-                the devices of the cluster cannot share a batch.
+            ValueError: The data have no such labels by people, the folder holds records of another
+                comparison, a method cannot be built, or the devices of the cluster cannot share a
+                batch.
         """
         self.folder, self.cluster, self._dataset = folder, cluster, dataset
         decided = ("model", "width", "epochs", "lr", "weight_decay", "label_smoothing", "bfloat16")
@@ -105,7 +108,15 @@ class ImageComparison(Comparison):
             "label_noise": label_noise,
             "flip": dataset.name != "digits",  # a mirrored digit is none
             "momentum": MOMENTUM,
+            # Earlier records do not have the key.
+            **({} if human_labels is None else {"human_labels": human_labels}),
         }
+        if human_labels is not None and human_labels not in dataset.human_labels:
+            raise ValueError(
+                f"--human-labels {human_labels!r}: {dataset.name!r} has "
+                f"{', '.join(dataset.human_labels) or 'none'}; they are those of the file "
+                f"{HUMAN_LABELS} beside the Parquet files."
+            )
         records.check_folder(folder, self.shared)
         if cluster is not None:
             cluster.check_batch_size(self.shared["batch_size"])
@@ -206,9 +217,7 @@ class ImageComparison(Comparison):
         noise = self.shared["label_noise"]
         wanted = (noise, run[1])
         if self._labels[0] != wanted:
-            noisy = corrupt_labels(
-                self._dataset.train_labels, noise, self._dataset.num_classes, run[1]
-            )
+            noisy = trained.training_labels(self._dataset, self.shared, run[1])
             labels = noisy if self.cluster else self._put(noisy)
             self._labels = (wanted, labels, self._put(noisy[self._sample]))
         return self._labels[1:]

@@ -133,6 +133,8 @@ def title(record: Record) -> tuple[str, str]:
     ]
     if config["label_noise"]:
         details.append(f"{100 * config['label_noise']:g} % wrong training labels")
+    if "human_labels" in config:
+        details.append(f"training labels by people ({config['human_labels']})")
     if config["label_smoothing"]:
         details.append(f"label smoothing {config['label_smoothing']:g}")
     return heading, ", ".join(details)
@@ -195,9 +197,10 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
                 **({"at equal time - sgd": at_equal_time} if BASELINE in runs else {}),
             }
         )
+    noisy = record["config"]["label_noise"] or "human_labels" in record["config"]
     terms = {
         "clock": "the process's CPU seconds" if on_cpu else "wall-clock seconds",
-        "labels": ", with the noisy labels" if record["config"]["label_noise"] else "",
+        "labels": ", with the noisy labels" if noisy else "",
         "budget": f"the {budget:.4g} s of the shortest `{BASELINE}` run"
         if budget
         else f"undefined without `{BASELINE}`",

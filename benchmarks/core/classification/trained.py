@@ -63,6 +63,15 @@ def images_of(folder: Path, dataset: Dataset) -> Dataset:
     return taken
 
 
+def training_labels(dataset: Dataset, config: dict[str, Any], seed: int) -> np.ndarray:
+    """Returns the labels that a run trains with: people's, or its own wrong ones among the true."""
+    if "human_labels" in config:
+        return dataset.human_labels[config["human_labels"]]
+    return data.corrupt_labels(
+        dataset.train_labels, config["label_noise"], dataset.num_classes, seed
+    )
+
+
 def robustness(
     task: Classification, state: TrainState, images: Any, labels: Any
 ) -> dict[str, float]:
