@@ -9,12 +9,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import optax
 
 import samax
 from samax._balance.groups import Groups
 
 Table = Mapping[str, "Method"]
+_MANY = 10_000  # steps over which ascents are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Method:
     wraps: bool = False
     # The share of the batch that the first gradient is of; only `Trainer`s that are told so can.
     ascent_share: float = 1.0
-    # Of the settings and all steps, whether a step ascends; None where every one does, or
-    # where that is not known beforehand.
-    ascends: Callable[[Mapping[str, float], int], Callable[[int], bool]] | None = None
+    # Of the settings, the number of all steps and the seed, whether each step ascends; None where
+    # every one does, or where that is not known beforehand.
+    ascends: Callable[[Mapping[str, float], int, int], np.ndarray] | None = None
     # The span of each hyper-parameter that tuning searches.
     search: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
@@ -62,6 +64,10 @@ def _occasional(policy: Callable[[int], samax.Policy], setting: str) -> Callable
     return build
 
 
+def _against(rho: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    return optax.chain(samax.scale_to_norm(rho), optax.scale(-1.0))
+
+
 METHODS: dict[str, Method] = {
     "sgd": Method(optax.identity, {}, "the base optimizer alone", gradients=1),
     "sam": Method(samax.sam, {"rho": 0.05}, "arXiv 2010.01412, CIFAR-10"),
@@ -84,30 +90,54 @@ METHODS: dict[str, Method] = {
         {"rho": 0.05, "k": 5, "alpha": 0.3},
         "alpha measured on small data",
         1.2,
-        ascends=lambda settings, steps: lambda step: step % settings["k"] == 0,
+        ascends=lambda settings, steps, seed: np.arange(steps) % settings["k"] == 0,
     ),
     "sam_every": Method(
         _occasional(samax.every, "k"),
         {"rho": 0.05, "k": 2},
         "SAM's rho",
-        1.5,
-        ascends=lambda settings, steps: lambda step: step % settings["k"] == 0,
+        ascends=lambda settings, steps, seed: np.arange(steps) % settings["k"] == 0,
     ),
     # Their `share` is that of the training's steps, after or until which they ascend.
     "sam_late": Method(
         _occasional(samax.from_step, "step"),
         {"rho": 0.05, "share": 0.5},
         "arXiv 2410.10373",
-        ascends=lambda settings, steps: lambda step: step >= round(settings["share"] * steps),
+        ascends=lambda settings, steps, seed: np.arange(steps) >= round(settings["share"] * steps),
     ),
     "sam_early": Method(
         _occasional(samax.until_step, "step"),
         {"rho": 0.05, "share": 0.5},
         "arXiv 2410.10373",
-        ascends=lambda settings, steps: lambda step: step < round(settings["share"] * steps),
+        ascends=lambda settings, steps, seed: np.arange(steps) < round(settings["share"] * steps),
+    ),
+    # Where the host decides it draws with the seed, and a policy in the program with its own key.
+    "sam_random": Method(
+        _occasional(lambda p: samax.at_random(p, 0), "p"),
+        {"rho": 0.05, "p": 0.5},
+        "arXiv 2203.09962",
+        ascends=lambda settings, steps, seed: (
+            np.random.default_rng(seed).random(steps) < settings["p"]
+        ),
     ),
     "stale_sam": Method(samax.stale_sam, {"rho": 0.05}, "SAM's rho", 1, wraps=True),
+    "stale_sam_minus": Method(
+        lambda optimizer, rho: samax.one_gradient(optimizer, _against(rho)),
+        {"rho": 0.05},
+        "stale SAM with the other sign",
+        1,
+        wraps=True,
+    ),
     "msam": Method(samax.msam, {"rho": 0.3}, "arXiv 2401.12033: 0.3 to 3", 1, wraps=True),
+    "msam_plus": Method(
+        lambda optimizer, rho: samax.one_gradient(
+            optimizer, samax.scale_to_norm(rho), source="momentum"
+        ),
+        {"rho": 0.3},
+        "MSAM with the other sign",
+        1,
+        wraps=True,
+    ),
     "trace_sam": Method(
         _sampled(samax.trace_sam, samax.gaussian),
         {"rho": 0.01, "lam": 1.0, "num_samples": 1},
@@ -147,9 +177,14 @@ class MethodSpec:
 
     @property
     def gradients(self) -> float:
-        """Gradient evaluations a step, by which remaining time is estimated."""
+        """Gradient evaluations of a whole batch a step, the mean over a training."""
         samples = self.hyperparameters.get("num_samples")
-        return self.method.gradients if samples is None else samples + 1
+        if samples is not None:
+            return samples + 1
+        if self.method.ascends is None:
+            return self.method.gradients
+        ascents = self.method.ascends(self.hyperparameters, _MANY, 0).mean()
+        return 1 + float(ascents) * self.method.ascent_share
 
     def optimizer(
         self,

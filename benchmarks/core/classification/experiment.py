@@ -153,10 +153,14 @@ class ImageComparison(Comparison):
         """Returns all that decides a run's numbers."""
         return {**super().config(run), "epoch_factor": run[0].epoch_factor}
 
+    def epochs(self, spec: MethodSpec) -> int:
+        """Returns how long a method trains."""
+        return self.shared["epochs"] * spec.epoch_factor
+
     def parts(self, run: Run) -> Sequence[float]:
         """Returns the gradients of each epoch."""
         spec, _ = run
-        return [spec.gradients] * (self.shared["epochs"] * spec.epoch_factor)
+        return [spec.gradients] * self.epochs(spec)
 
     def start(self, run: Run) -> tuple[TrainState, History]:
         """Returns a fresh model, and the norm deviations that its cores have."""
@@ -175,7 +179,7 @@ class ImageComparison(Comparison):
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
         labels, sample_labels = self._train_labels(run)
         epoch = self._task.epoch(self._train_images, labels, jax.random.fold_in(key, part))
-        ascend = self._ascending(spec, part)
+        ascend = self._ascending(run, part)
         trainer.compile(state, epoch, self._steps, ascend)
         wall, compute = time.perf_counter(), compute_clock()
         state, metrics = trainer.train(state, epoch, self._steps, tick, ascend)
@@ -234,16 +238,16 @@ class ImageComparison(Comparison):
         return {layer: float(value) for layer, value in deviations.items()}
 
     def _schedule(self, spec: MethodSpec) -> optax.Schedule:
-        epochs = self.shared["epochs"] * spec.epoch_factor
-        return optax.cosine_decay_schedule(self.shared["lr"], epochs * self._steps)
+        return optax.cosine_decay_schedule(self.shared["lr"], self.epochs(spec) * self._steps)
 
-    def _ascending(self, spec: MethodSpec, part: int) -> list[bool] | None:
+    def _ascending(self, run: Run, part: int) -> list[bool] | None:
         """Returns which steps of an epoch ascend, where that is known beforehand."""
+        spec, seed = run
         if spec.method.ascends is None:
             return None
-        total = self.shared["epochs"] * spec.epoch_factor * self._steps
-        ascends = spec.method.ascends(spec.hyperparameters, total)
-        return [ascends(part * self._steps + index) for index in range(self._steps)]
+        total = self.epochs(spec) * self._steps
+        ascends = spec.method.ascends(spec.hyperparameters, total, seed)
+        return ascends.tolist()[part * self._steps : (part + 1) * self._steps]
 
     def _optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
         schedule = self._schedule(spec)
@@ -252,7 +256,7 @@ class ImageComparison(Comparison):
             optax.add_decayed_weights(self.shared["weight_decay"]),
             optax.sgd(schedule, momentum=MOMENTUM),
         )
-        steps = self.shared["epochs"] * spec.epoch_factor * self._steps
+        steps = self.epochs(spec) * self._steps
         return spec.optimizer(base, learning_rate=schedule, steps=steps, groups=self._groups)
 
     def make_trainer(self, spec: MethodSpec) -> Trainer:
