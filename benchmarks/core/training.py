@@ -82,7 +82,8 @@ class Trainer:
             tx: The optimizer; its `update` receives `value` and `value_fn`.
             batch: Maps the data and a step's index to the step's batch.
             ascent_share: The share of a batch, from its leading axis, that the first gradient is of
-                and the value beside it; the optimizer's `value_fn` is of the whole batch.
+                and the value beside it, unless the step is known not to ascend; the optimizer's
+                `value_fn` is of the whole batch.
             scan: Whether several steps are one program; by default everywhere but on CPU.
             out_shardings: Where what the programs return lies; None leaves it to JAX.
             place: Puts the state at the start there.
@@ -174,7 +175,7 @@ class Trainer:
     ) -> tuple[TrainState, Metrics]:
         """The step as a pure function, for compiling; None leaves it to the policy to ascend."""
         inputs = first = state.model_state, self._batch(data, index)
-        if self._ascent_share < 1:
+        if self._ascent_share < 1 and ascend is not False:
             share = self._ascent_share
             part = jax.tree.map(lambda rows: rows[: max(1, round(share * len(rows)))], inputs[1])
             first = state.model_state, part

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
-from benchmarks.core import records
+from benchmarks.core import records, tunable
 from benchmarks.core.comparison import Comparison, Run
 from benchmarks.core.methods import MethodSpec
 from benchmarks.core.runs import History, Tick
@@ -21,7 +20,7 @@ from benchmarks.core.timing import compute_clock
 from benchmarks.core.training import Trainer, TrainState
 from benchmarks.data.series import Series, windows
 from benchmarks.forecasting import flatness
-from benchmarks.forecasting.methods import LINEAR, optimizer, runtime
+from benchmarks.forecasting.methods import LINEAR, optimizer
 from benchmarks.models.forecaster import Forecaster
 
 if TYPE_CHECKING:
@@ -173,11 +172,7 @@ class Forecasting(Comparison):
 
     def start(self, run: Run) -> tuple[State, History]:
         """Returns a fresh network."""
-        state = self.trainer(run[0]).init(run[1])
-        # The trainer may be that of another row, which differs in nothing but these.
-        numbers = {name: jnp.asarray(value) for name, value in runtime(run[0]).items()}
-        settings = {**optax.tree.get(state.opt_state, "hyperparams"), **numbers}
-        state = state._replace(opt_state=optax.tree.set(state.opt_state, hyperparams=settings))
+        state = tunable.told(self.trainer(run[0]).init(run[1]), run[0])
         best = jax.tree.map(jnp.copy, state.params)
         return State(state, best), {"resumed_after_epochs": [], "epochs": []}
 
@@ -281,8 +276,7 @@ class Forecasting(Comparison):
 
     def trainer(self, spec: MethodSpec) -> Trainer:
         """Returns the trainer of all rows that differ in numbers which programs are told."""
-        fixed = {k: v for k, v in spec.hyperparameters.items() if k not in runtime(spec)}
-        key = f"{spec.name} {fixed} {spec.epoch_factor}"
+        key = tunable.program(spec)
         if key not in self.trainers:
             self.trainers[key] = self.make_trainer(spec)
         return self.trainers[key]

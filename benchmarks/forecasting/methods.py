@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import optax
 
+from benchmarks.core import tunable
 from benchmarks.core.methods import METHODS as CORE
 from benchmarks.core.methods import Method, MethodSpec, select
 
@@ -26,7 +26,6 @@ BASELINES = (ADAM, ADAM_PUBLISHED, "adamw", LINEAR)
 
 TUNED = Path(__file__).parent / "tuned"
 LEARNING_RATE, DECAY, RHO = 1e-3, 10.0, 0.5
-RUNTIME = ("lr", "decay", "rho")
 CYCLE = 5
 """Epochs after which the cosine of the learning rate starts again."""
 
@@ -95,37 +94,13 @@ def optimizer(spec: MethodSpec, steps_per_epoch: int) -> optax.GradientTransform
         spec: The row.
         steps_per_epoch: Steps of an epoch.
 
-    Returns:
-        The optimizer, which keeps the numbers of `RUNTIME` in its state: a program is compiled once
-        for all of their values.
-
     Raises:
         ValueError: A hyper-parameter has an unknown name or an invalid value.
     """
-    rate, decay = spec.hyperparameters["lr"], spec.hyperparameters["decay"]
-    if not 0 < rate < math.inf:
-        raise ValueError(f"Method {spec.label!r} cannot be built: lr must be above 0, got {rate}.")
-    if not 0 <= decay < math.inf:
-        raise ValueError(
-            f"Method {spec.label!r} cannot be built: decay must be at least 0, got {decay}."
-        )
+    cycle = CYCLE * spec.epoch_factor * steps_per_epoch
+    cosine = optax.cosine_decay_schedule(1.0, cycle)
 
-    def build(lr: Any, decay: Any, rho: Any = None) -> optax.GradientTransformationExtraArgs:
-        settings = {k: v for k, v in spec.hyperparameters.items() if k not in ("lr", "decay")}
-        if rho is not None:
-            settings["rho"] = rho
-        cycle = CYCLE * spec.epoch_factor * steps_per_epoch
-        cosine = optax.cosine_decay_schedule(1.0, cycle)
-        base = optax.adamw(lambda count: lr * cosine(count % cycle), weight_decay=decay)
-        own = dataclasses.replace(spec, hyperparameters=settings)
-        return own.optimizer(base, steps=cycle)
+    def base(lr: Any, decay: Any) -> optax.GradientTransformation:
+        return optax.adamw(lambda count: lr * cosine(count % cycle), weight_decay=decay)
 
-    build(**runtime(spec))  # with numbers, which samax checks
-    return optax.inject_hyperparams(build)(**runtime(spec))
-
-
-def runtime(spec: MethodSpec) -> dict[str, float]:
-    """Returns the hyper-parameters that programs are told when they run."""
-    return {
-        name: float(spec.hyperparameters[name]) for name in RUNTIME if name in spec.hyperparameters
-    }
+    return tunable.optimizer(spec, base, cycle)

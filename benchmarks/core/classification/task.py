@@ -86,13 +86,19 @@ class Classification:
         recipe = Recipe(config["batch_size"], *looks, config["label_smoothing"], dtype)
         return cls(lambda seed: build(rngs=nnx.Rngs(seed)), recipe, cluster)
 
-    def trainer(self, tx: optax.GradientTransformation, scan: bool | None = None) -> Trainer:
+    def trainer(
+        self,
+        tx: optax.GradientTransformation,
+        scan: bool | None = None,
+        ascent_share: float = 1.0,
+    ) -> Trainer:
         """Returns the trainer with an optimizer; over a cluster its state is on every device."""
         cluster: dict[str, Any] = {}
         if self._cluster is not None:
             cluster["out_shardings"] = self._cluster.replicated
             cluster["place"] = self._cluster.replicate
-        return Trainer(self.init, self.loss, tx, batch=self.batch, scan=scan, **cluster)
+        options = {"batch": self.batch, "scan": scan, "ascent_share": ascent_share, **cluster}
+        return Trainer(self.init, self.loss, tx, **options)
 
     def init(self, seed: int) -> tuple[nnx.State, nnx.State]:
         """Returns fresh parameters and batch statistics."""
