@@ -69,6 +69,7 @@ def main(arguments: Configuration) -> None:
         folder = arguments.out or Path("runs") / f"{dataset.name}-{arguments.model}"
         labels = arguments.label_noise, arguments.human_labels
         comparison = ImageComparison(arguments, dataset, folder, *labels, cluster)
+        comparison.check(runs)
         complete_all((comparison, run) for run in runs)
         if cluster is None or cluster.writes:
             print(report.write(folder))

@@ -24,7 +24,7 @@ def quantize(params: Any, bits: int) -> Any:
     return jax.tree.map(rounded, params)
 
 
-def add_noise(params: Any, noise: float, key: jax.Array) -> Any:
+def add_noise(params: Any, noise: Any, key: jax.Array) -> Any:
     """Adds Gaussian noise to the matrices, of a standard deviation relative to each one's RMS."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))

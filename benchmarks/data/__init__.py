@@ -6,9 +6,9 @@ from benchmarks.data import digits
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.parquet import Parquet
 from benchmarks.data.pickles import CIFAR10, CIFAR100, Pickles
-from benchmarks.data.subset import corrupt_labels, take, take_fraction
+from benchmarks.data.subset import corrupt_labels, hold_out, take, take_fraction
 
-__all__ = ["Dataset", "corrupt_labels", "load", "take", "take_fraction"]
+__all__ = ["Dataset", "corrupt_labels", "hold_out", "load", "take", "take_fraction"]
 
 LAYOUTS: tuple[Pickles | Parquet, ...] = (CIFAR10, CIFAR100, Parquet())
 

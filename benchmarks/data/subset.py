@@ -47,6 +47,31 @@ def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Da
     return dataset
 
 
+def hold_out(dataset: Dataset, count: int, seed: int, labels: np.ndarray | None = None) -> Dataset:
+    """Returns the data set with a class-balanced part of its train images as its test images.
+
+    Args:
+        dataset: The whole.
+        count: How many train images are held out.
+        seed: Draws them.
+        labels: Of all train images, from which the held-out ones have theirs; by default the true
+            ones.
+
+    Raises:
+        ValueError: If ``count`` is not between 1 and the images there are, less one.
+    """
+    total = len(dataset.train_labels)
+    if not 1 <= count < total:
+        raise ValueError(f"count={count}: pass a number from 1 to {total - 1}")
+    rest = take(dataset, total - count, None, seed)
+    kept = _balanced_indices(dataset.train_labels, total - count, np.random.default_rng([seed, 0]))
+    held = np.setdiff1d(np.arange(total), kept)
+    given = dataset.train_labels if labels is None else labels
+    return dataclasses.replace(
+        rest, test_images=dataset.train_images[held], test_labels=given[held]
+    )
+
+
 def take_fraction(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """Returns the data set with a class-balanced fraction of its train images.
 

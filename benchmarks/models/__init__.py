@@ -10,6 +10,7 @@ from flax import nnx
 from benchmarks.models.cnn import SmallCNN
 from benchmarks.models.resnet import PadShortcut, ProjectionShortcut, ResNet
 from benchmarks.models.tensorized import CORE_GROUPS, TensorizedConv, TensorizedLinear
+from benchmarks.models.vit import VisionTransformer
 from benchmarks.models.wide_resnet import WideResNet
 
 __all__ = ["CORE_GROUPS", "MODELS", "TENSORIZED", "build", "parameter_count"]
@@ -47,6 +48,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet34": partial(_wide_stem_resnet, blocks=(3, 4, 6, 3)),
     "wrn28-10": partial(WideResNet, depth=28, widening=10),
     "wrn34-10": partial(WideResNet, depth=34, widening=10),
+    "vit": VisionTransformer,
     **TENSORIZED,
 }
 

@@ -47,6 +47,7 @@ def main(arguments: Configuration) -> None:
     levels = sorted(arguments.label_noise)
     folders = [folder / f"noise{100 * level:g}" for level in levels]
     first = ImageComparison(arguments, dataset, folders[0], levels[0])
+    first.check(runs)
     others = zip(levels[1:], folders[1:], strict=True)
     comparisons = [first, *(first.with_label_noise(*other) for other in others)]
     seeds = dict.fromkeys(seed for _, seed in runs)

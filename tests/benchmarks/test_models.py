@@ -45,7 +45,25 @@ def test_parameter_count_is_the_published_one(name, count):
 
 
 def test_all_models_have_their_size_checked():
-    assert set(MODELS) == {*PUBLISHED_PARAMETERS, *TENSORIZED, "cnn"}
+    assert set(MODELS) == {*PUBLISHED_PARAMETERS, *TENSORIZED, "cnn", "vit"}
+
+
+def test_the_vision_transformers_size():
+    """Patches, places, four blocks of attention (4 d^2) and two layers (4 d^2), the classifier."""
+    d = 64
+    block = 4 * (d * d + d) + (2 * d * d + 2 * d) + (2 * d * d + d) + 4 * d
+    model = nnx.eval_shape(lambda: build("vit", num_classes=10, rngs=quick_rngs()))
+    whole = (16 * 3 * d + d) + 64 * d + 4 * block + 2 * d + (10 * d + 10)
+    assert parameter_count(model) == whole
+
+
+def test_the_vision_transformer_sees_where_a_patch_is():
+    model = build("vit", num_classes=10, rngs=quick_rngs())
+    images, _ = batch(size=32)
+    moved = jnp.roll(images, 4, axis=1)
+    assert not np.allclose(model(images), model(moved), atol=1e-4)
+    model.places[...] = jnp.zeros_like(model.places[...])
+    np.testing.assert_allclose(model(images), model(moved), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -63,6 +63,11 @@ class Images(Command):
         self.within(0, float("inf"), "lr", "weight_decay")
         self.within(0, 1, "label_smoothing")
 
+    def recorded(self) -> dict[str, Any]:
+        """Returns what all records of a comparison state of the training."""
+        names = ("model", "width", "epochs", "lr", "weight_decay", "label_smoothing", "bfloat16")
+        return {name: getattr(self, name) for name in names}
+
     def dataset(self) -> Dataset:
         """Loads the data set and cuts it to size."""
         dataset = take_fraction(load(self.data), self.fraction, seed=SUBSET_SEED)
@@ -92,18 +97,16 @@ class ImageComparison(Comparison):
 
         Raises:
             ValueError: The data have no such labels by people, the folder holds records of another
-                comparison, a method cannot be built, or the devices of the cluster cannot share a
-                batch.
+                comparison, or the devices of the cluster cannot share a batch.
         """
         self.folder, self.cluster, self._dataset = folder, cluster, dataset
-        decided = ("model", "width", "epochs", "lr", "weight_decay", "label_smoothing", "bfloat16")
         self.shared = {
             "dataset": dataset.name,
             "data_crc32": trained.crc32(dataset),
             "train_images": len(dataset.train_labels),
             "test_images": len(dataset.test_labels),
             "num_classes": dataset.num_classes,
-            **{name: getattr(images, name) for name in decided},
+            **images.recorded(),
             "batch_size": min(images.batch_size, len(dataset.train_labels)),
             "label_noise": label_noise,
             "flip": dataset.name != "digits",  # a mirrored digit is none
@@ -120,11 +123,9 @@ class ImageComparison(Comparison):
         records.check_folder(folder, self.shared)
         if cluster is not None:
             cluster.check_batch_size(self.shared["batch_size"])
-        self._steps = self.shared["train_images"] // self.shared["batch_size"]
+        self.steps = self.shared["train_images"] // self.shared["batch_size"]
         self._groups = models.CORE_GROUPS if images.model in models.TENSORIZED else None
-        for spec, _ in images.runs():  # before hours of training: can each be built?
-            self._optimizer(spec)
-        self._task = Classification.of(self.shared, dataset, cluster)
+        self.task = Classification.of(self.shared, dataset, cluster)
         self.trainers = {}
         # In evaluation mode the training set is sampled: as many images as there are test images.
         count = min(len(dataset.train_labels), len(dataset.test_labels))
@@ -153,6 +154,11 @@ class ImageComparison(Comparison):
         """Returns all that decides a run's numbers."""
         return {**super().config(run), "epoch_factor": run[0].epoch_factor}
 
+    def check(self, runs: Sequence[Run]) -> None:
+        """Raises a `ValueError` if a method cannot be built: before hours of training."""
+        for spec, _ in runs:
+            self.optimizer(spec)
+
     def epochs(self, spec: MethodSpec) -> int:
         """Returns how long a method trains."""
         return self.shared["epochs"] * spec.epoch_factor
@@ -178,18 +184,18 @@ class ImageComparison(Comparison):
         trainer = self.trainer(spec)
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
         labels, sample_labels = self._train_labels(run)
-        epoch = self._task.epoch(self._train_images, labels, jax.random.fold_in(key, part))
+        epoch = self.task.epoch(self._train_images, labels, jax.random.fold_in(key, part))
         ascend = self._ascending(run, part)
-        trainer.compile(state, epoch, self._steps, ascend)
+        trainer.compile(state, epoch, self.steps, ascend)
         wall, compute = time.perf_counter(), compute_clock()
-        state, metrics = trainer.train(state, epoch, self._steps, tick, ascend)
+        state, metrics = trainer.train(state, epoch, self.steps, tick, ascend)
         wall, compute = time.perf_counter() - wall, compute_clock() - compute
-        test = self._task.evaluate(state, self._test_images, self._test_labels)
-        sample = self._task.evaluate(state, self._sample_images, sample_labels)
+        test = self.task.evaluate(state, self._test_images, self._test_labels)
+        sample = self.task.evaluate(state, self._sample_images, sample_labels)
         history["epochs"].append(
             {
                 "epoch": part + 1,
-                "lr": float(self._schedule(spec)(part * self._steps)),
+                "lr": float(self.schedule(spec)(part * self.steps)),
                 **_epoch_means(metrics),
                 "train_eval_loss": sample["loss"],
                 "train_eval_top1": sample["top1"],
@@ -206,13 +212,13 @@ class ImageComparison(Comparison):
         start, end = history.pop("norm_deviation"), self._norm_deviation(state.evaluated())
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            "steps_per_epoch": self._steps,
+            "steps_per_epoch": self.steps,
             "compile_seconds": self.trainer(run[0]).compile_seconds,
             **history,
             **({"norm_deviation": {"start": start, "end": end}} if end else {}),
             "final": {
                 **final_metrics(history["epochs"]),
-                **trained.robustness(self._task, state, self._test_images, self._test_labels),
+                **trained.robustness(self.task, state, self._test_images, self._test_labels),
             },
         }
 
@@ -237,31 +243,33 @@ class ImageComparison(Comparison):
         deviations = jax.jit(samax.norm_deviation, static_argnums=1)(params, self._groups)
         return {layer: float(value) for layer, value in deviations.items()}
 
-    def _schedule(self, spec: MethodSpec) -> optax.Schedule:
-        return optax.cosine_decay_schedule(self.shared["lr"], self.epochs(spec) * self._steps)
+    def schedule(self, spec: MethodSpec) -> optax.Schedule:
+        """Returns the learning rate at each step."""
+        return optax.cosine_decay_schedule(self.shared["lr"], self.epochs(spec) * self.steps)
 
     def _ascending(self, run: Run, part: int) -> list[bool] | None:
         """Returns which steps of an epoch ascend, where that is known beforehand."""
         spec, seed = run
         if spec.method.ascends is None:
             return None
-        total = self.epochs(spec) * self._steps
+        total = self.epochs(spec) * self.steps
         ascends = spec.method.ascends(spec.hyperparameters, total, seed)
-        return ascends.tolist()[part * self._steps : (part + 1) * self._steps]
+        return ascends.tolist()[part * self.steps : (part + 1) * self.steps]
 
-    def _optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
-        schedule = self._schedule(spec)
+    def optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
+        """Returns a method with its base optimizer."""
+        schedule = self.schedule(spec)
         # The decay joins the gradient after the method, so that no ascent contains it.
         base = optax.chain(
             optax.add_decayed_weights(self.shared["weight_decay"]),
             optax.sgd(schedule, momentum=MOMENTUM),
         )
-        steps = self.epochs(spec) * self._steps
+        steps = self.epochs(spec) * self.steps
         return spec.optimizer(base, learning_rate=schedule, steps=steps, groups=self._groups)
 
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer."""
-        return self._task.trainer(self._optimizer(spec))
+        return self.task.trainer(self.optimizer(spec))
 
 
 def final_metrics(epochs: list[dict[str, Any]]) -> dict[str, float]:

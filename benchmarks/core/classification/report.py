@@ -16,7 +16,7 @@ from benchmarks.core.records import Record, Runs, by_method, read_comparison
 BASELINE = "sgd"
 DOUBLED = "sgd@2"
 
-_TITLES = {
+DATA = {
     "cifar10": "CIFAR-10",
     "cifar10-jpeg": "CIFAR-10 (JPEG)",  # re-encoded, and so a little harder than the original
     "cifar10-webp": "CIFAR-10 (WebP)",
@@ -122,7 +122,7 @@ def accuracy_at(record: Record, seconds: float) -> float | None:
 def title(record: Record) -> tuple[str, str]:
     """Returns a comparison's subject and its settings."""
     config = record["config"]
-    name = _TITLES.get(config["dataset"], config["dataset"])
+    name = DATA.get(config["dataset"], config["dataset"])
     heading = (
         f"{name}: {config['model']} x{config['width']:g} ({record['parameters']:,} parameters)"
     )

@@ -1,6 +1,5 @@
 """Trained classifiers: where they are kept, the images they saw, and how robust they are."""
 
-import functools
 import zlib
 from pathlib import Path
 from typing import Any
@@ -72,6 +71,15 @@ def training_labels(dataset: Dataset, config: dict[str, Any], seed: int) -> np.n
     )
 
 
+_rounded = jax.jit(quantize, static_argnums=1)
+
+
+@jax.jit
+def _noisy(params: Any, noise: Any, draw: Any) -> Any:
+    # The key is made within: over a cluster it has no place of its own.
+    return add_noise(params, noise, jax.random.key(draw))
+
+
 def robustness(
     task: Classification, state: TrainState, images: Any, labels: Any
 ) -> dict[str, float]:
@@ -88,13 +96,10 @@ def robustness(
 
     params, found = state.evaluated(), {}
     for bits in BITS:
-        found[f"top1_{bits}_bits"] = top1(jax.jit(functools.partial(quantize, bits=bits))(params))
+        found[f"top1_{bits}_bits"] = top1(_rounded(params, bits))
     for noise in NOISES:
-        # The key is made within: over a cluster it has no place of its own.
-        noisy = jax.jit(lambda p, draw, noise=noise: add_noise(p, noise, jax.random.key(draw)))
-        found[f"top1_noise_{100 * noise:g}"] = float(
-            np.mean([top1(noisy(params, np.int32(draw))) for draw in range(DRAWS)])
-        )
+        draws = [top1(_noisy(params, np.float32(noise), np.int32(draw))) for draw in range(DRAWS)]
+        found[f"top1_noise_{100 * noise:g}"] = float(np.mean(draws))
     return found
 
 

@@ -1,0 +1,99 @@
+"""Methods that share one budget of gradients, each with a schedule of its own length."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from benchmarks.budget.methods import WARM_UP
+from benchmarks.budget.tasks import TASKS
+from benchmarks.core import tunable
+from benchmarks.core.classification.experiment import MOMENTUM, ImageComparison, Images
+from benchmarks.core.comparison import Run
+from benchmarks.core.methods import MethodSpec
+from benchmarks.core.runs import History
+from benchmarks.core.training import Trainer, TrainState
+from benchmarks.data import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Images):
+    """What a comparison of classifiers is told, with a task and a budget."""
+
+    task: str = "clean"
+    budget: int = 40
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns what all records state; rate, decay and epochs are a method's own."""
+        names = ("task", "budget", "model", "width", "label_smoothing", "bfloat16")
+        return {**{name: getattr(self, name) for name in names}, "warm_up": WARM_UP}
+
+
+class Budgeted(ImageComparison):
+    """Methods and seeds on one task; a search is the same on the validation part."""
+
+    def __init__(self, training: Training, dataset: Dataset, folder: Path):
+        """Puts the data on the device.
+
+        Raises:
+            ValueError: The folder holds records of another comparison.
+        """
+        self._budget, self._base = training.budget, TASKS[training.task].optimizer
+        task = TASKS[training.task]
+        super().__init__(training, dataset, folder, task.label_noise, task.human_labels)
+
+    def epochs(self, spec: MethodSpec) -> int:
+        """Returns how many epochs the budget buys."""
+        return max(1, round(self._budget / spec.gradients))
+
+    def start(self, run: Run) -> tuple[TrainState, History]:
+        """Returns a fresh model, told the run's hyper-parameters."""
+        state, history = super().start(run)
+        return tunable.told(state, run[0]), history
+
+    def final(self, run: Run, state: TrainState, history: History) -> dict[str, Any]:
+        """Returns the record's own part, with what the budget bought."""
+        record = super().final(run, state, history)
+        bought = {"gradients": run[0].gradients, "epochs": self.epochs(run[0])}
+        return {**record, "final": {**record["final"], **bought}}
+
+    def schedule(self, spec: MethodSpec) -> optax.Schedule:
+        """Returns the learning rate at each step: a cosine; for Adam, after a linear rise."""
+        return self._scheduled(spec, spec.hyperparameters["lr"])
+
+    def _scheduled(self, spec: MethodSpec, rate: Any) -> optax.Schedule:
+        steps = self.epochs(spec) * self.steps
+        if self._base == "adam":
+            shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, round(WARM_UP * steps), steps)
+        else:
+            shape = optax.cosine_decay_schedule(1.0, steps)
+        return lambda count: rate * shape(count)
+
+    def optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
+        """Returns a method with its base optimizer."""
+
+        def base(rate: Any, decay: Any) -> optax.GradientTransformation:
+            schedule = self._scheduled(spec, rate)
+            if self._base == "adam":
+                return optax.adamw(schedule, weight_decay=decay)
+            sgd = optax.sgd(schedule, momentum=MOMENTUM)
+            return optax.chain(optax.add_decayed_weights(decay), sgd)
+
+        return tunable.optimizer(spec, base, self.epochs(spec) * self.steps)
+
+    def trainer(self, spec: MethodSpec) -> Trainer:
+        """Returns the trainer of all runs that differ in numbers which programs are told."""
+        key = tunable.program(spec)
+        if key not in self.trainers:
+            self.trainers[key] = self.make_trainer(spec)
+        return self.trainers[key]
+
+    def make_trainer(self, spec: MethodSpec) -> Trainer:
+        """Makes the method's trainer."""
+        share = spec.method.ascent_share
+        # In a scan no step is known not to ascend, and all would have a part of the batch alone.
+        scan = False if share < 1 and spec.method.ascends else None
+        return self.task.trainer(self.optimizer(spec), scan, share)

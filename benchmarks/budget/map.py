@@ -1,0 +1,214 @@
+"""The map of all tasks, and the verdicts on what was expected before anything was run.
+
+    python -m benchmarks.budget.map DIR [DIR ...]
+
+Each `DIR` is what `benchmarks.budget` wrote for a task. The tables and the figure go to `--out`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.budget.methods import BASE, table
+from benchmarks.budget.report import gain
+from benchmarks.budget.tasks import TASKS
+from benchmarks.core import command, frames
+from benchmarks.core.command import Command, Paths
+from benchmarks.core.frames import difference
+from benchmarks.core.plotting import save
+
+MARGIN = 0.005
+"""Two accuracies count as equal where they differ by less: half a point."""
+
+Summaries = dict[str, dict[str, Any]]  # by task: each method's numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration(Command):
+    """The tasks to put side by side."""
+
+    folders: Paths
+    out: Path = Path("runs/budget-map")  # The folder of the tables and the figure.
+
+    def check(self) -> None:
+        """Raises a `ValueError` if a folder is named that has no results."""
+        for folder in self.folders:
+            if not (folder / "summary.json").exists():
+                raise ValueError(f"{folder} has no summary.json; benchmarks.budget writes it.")
+        if not self.folders:
+            raise ValueError("Name at least one folder that benchmarks.budget wrote.")
+
+
+def read(folders: Sequence[Path]) -> Summaries:
+    """Returns the methods' numbers by task, in the tasks' order.
+
+    Raises:
+        ValueError: Two folders are of one task.
+    """
+    found: Summaries = {}
+    for folder in folders:
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        if summary["task"] in found:
+            raise ValueError(f"{folder}: another folder has the task {summary['task']!r} too.")
+        found[summary["task"]] = summary["methods"]
+    return {task: found[task] for task in TASKS if task in found}
+
+
+def hypotheses(tasks: Summaries) -> list[dict[str, str]]:
+    """Returns what was expected, what was found, and whether the seeds resolve it.
+
+    A difference is resolved where it is more than two standard errors from 0.
+    """
+    rows: list[dict[str, str]] = []
+
+    def add(number: str, claim: str, where: str, found: dict[str, Any] | None, says: str) -> None:
+        if found is not None:
+            text = f"{difference(found)} points"
+            row = {"": number, "expected": claim, "where": where, "found": text, "verdict": says}
+            rows.append(row)
+
+    def positive(number: str, claim: str, task: str, one: str, other: str) -> None:
+        found = gain(tasks.get(task, {}), one, other)
+        add(number, claim, f"{task}: {one} - {other}", found, _sign(found))
+
+    for share in ("25", "50"):
+        every = {"25": "every_4", "50": "every_2"}[share]
+        for uniform in (every, f"random_{share}"):
+            claim = "with correct labels late beats uniform"
+            positive("i", claim, "clean", f"late_{share}", uniform)
+    for task in ("symmetric", "human"):
+        for share in ("25", "50"):
+            claim = "with wrong labels early beats late"
+            positive("ii", claim, task, f"early_{share}", f"late_{share}")
+    found = gain(tasks.get("clean", {}), "late_25_quarter", "sam")
+    where = "clean: late_25_quarter - sam"
+    claim = f"late with a quarter-batch ascent is within {100 * MARGIN:g} points of SAM"
+    add("iii", claim, where, found, _within(found))
+    for task in tasks:
+        for kind, one, other in (
+            ("stale", "stale_plus", "stale_minus"),
+            ("momentum", "momentum_minus", "momentum_plus"),
+        ):
+            claim = f"the published sign of the {kind} form is the one that helps"
+            positive("iv", claim, task, one, other)
+    gains = [gain(tasks.get(task, {}), "sam", BASE) for task in ("human", "symmetric")]
+    if gains[0] is not None and gains[1] is not None:
+        errors = [each["standard_error"] for each in gains if each is not None]
+        error = None if None in errors else float(np.hypot(*errors))
+        between = {"mean": gains[0]["mean"] - gains[1]["mean"], "standard_error": error}
+        claim = "SAM gains by people's wrong labels what it gains by random ones"
+        verdict = "no difference found" if _sign(between) == "not resolved" else "**fails**"
+        add("v", claim, "gain on human - gain on symmetric", between, verdict)
+    for task in tasks:
+        positive("vi", "SAM's gain survives a tuned base", task, "sam", BASE)
+    return rows
+
+
+def _sign(found: dict[str, Any] | None) -> str:
+    """Whether a difference is above 0, as was expected."""
+    if found is None or found["standard_error"] is None:
+        return "not resolved"
+    if abs(found["mean"]) <= 2 * found["standard_error"]:
+        return "not resolved"
+    return "holds" if found["mean"] > 0 else "**fails**"
+
+
+def _within(found: dict[str, Any] | None) -> str:
+    """Whether a difference is above minus the margin."""
+    if found is None:
+        return "not resolved"
+    return _sign({**found, "mean": found["mean"] + MARGIN})
+
+
+def to_markdown(tasks: Summaries) -> str:
+    """Returns the map and the verdicts."""
+    names = _rows(tasks)
+    lines = [
+        {
+            "method": name,
+            "gradients": _gradients(tasks, name),
+            **{task: _cell(methods, name) for task, methods in tasks.items()},
+        }
+        for name in names
+    ]
+    titles = "; ".join(f"`{task}`: {TASKS[task].title}" for task in tasks)
+    parts = [
+        "# Where does the budget of gradients belong?",
+        frames.markdown(lines),
+        *frames.fill(
+            f"Test accuracy in percent; under the first line the difference to `{BASE}` in points, "
+            f"paired by seed, ± its standard error. All of one task have the same budget. {titles}."
+        ),
+        "## What was expected",
+        frames.markdown(hypotheses(tasks)),
+        *frames.fill(
+            "These were written down before anything was run. A difference is resolved where it is "
+            "more than two standard errors from 0."
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(tasks: Summaries) -> list[str]:
+    known = dict.fromkeys([*table("adam"), *table("sgd")])
+    return [name for name in known if any(name in methods for methods in tasks.values())]
+
+
+def _gradients(tasks: Summaries, name: str) -> str:
+    found = next(methods[name] for methods in tasks.values() if name in methods)
+    return f"{found['gradients']['mean']:.3g}"
+
+
+def _cell(methods: dict[str, Any], name: str) -> str:
+    if name not in methods:
+        return "-"
+    row = methods[name]
+    if "minus_base" in row:
+        return difference(row["minus_base"])
+    return f"{100 * row['last10_test_top1']['mean']:.2f}"
+
+
+def draw(tasks: Summaries) -> Figure:
+    """The differences to the base optimizer: a column a task, a row a method."""
+    names = [name for name in _rows(tasks) if name != BASE]
+    found = [[gain(each, name, BASE) for each in tasks.values()] for name in names]
+    points = np.array([[np.nan if g is None else 100 * g["mean"] for g in row] for row in found])
+    figure = Figure(figsize=(3.2 + 1.25 * len(tasks), 1.4 + 0.3 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    largest = max(1.0, float(np.nanmax(np.abs(points))))
+    image = axis.imshow(points, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
+    for (row, column), value in np.ndenumerate(points):
+        each = found[row][column]
+        if each is not None:
+            star = "*" if _sign(each) != "not resolved" else ""
+            dark = abs(value) > 0.6 * largest
+            place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8.5}
+            axis.text(column, row, f"{value:+.1f}{star}", color="w" if dark else "k", **place)
+    axis.set_xticks(range(len(tasks)), [TASKS[task].title.replace(", ", ",\n") for task in tasks])
+    axis.tick_params(axis="x", labelsize=8, rotation=20)
+    axis.set_yticks(range(len(names)), names)
+    axis.grid(visible=False)
+    axis.set_title(
+        f"test accuracy minus {BASE}'s at the same budget, points\n* more than two standard errors",
+        fontsize=9,
+        loc="left",
+    )
+    figure.colorbar(image, ax=axis, shrink=0.6)
+    return figure
+
+
+@command.main(Configuration, "benchmarks.budget.map")
+def main(arguments: Configuration) -> None:
+    """Writes the tables and the figure, and prints the tables."""
+    tasks = read(arguments.folders)
+    text = to_markdown(tasks)
+    frames.write(arguments.out, {"summary.md": text})
+    save(arguments.out / "figures", {"map": lambda: draw(tasks)})
+    print(text)
