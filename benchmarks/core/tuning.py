@@ -76,8 +76,12 @@ def found(folder: Path, table: Table) -> dict[str, Any]:
     import optuna
 
     names = optuna.get_all_study_names(_storage(folder))
-    studies = {name: _study(folder, name) for name in table if name in names}
     complete_only = [optuna.trial.TrialState.COMPLETE]
+    studies = {name: _study(folder, name) for name in table if name in names}
+    # One that was stopped before its first trial's end has found nothing.
+    studies = {
+        name: study for name, study in studies.items() if study.get_trials(states=complete_only)
+    }
     return {
         name: {
             "hyperparameters": {

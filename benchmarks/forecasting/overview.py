@@ -99,8 +99,11 @@ def to_markdown(summaries: Sequence[dict[str, Any]]) -> str:
 def _name(summary: dict[str, Any]) -> str:
     """The data set, with what sets its comparison apart."""
     every = "" if summary["stride"] == 1 else f", 1 in {summary['stride']} windows"
-    tuned = "" if (TUNED / f"{summary['data']}.json").exists() else ", not tuned"
-    return f"{summary['data']}{every}{tuned}"
+    return f"{summary['data']}{every}{'' if _tuned(summary) else ', not tuned'}"
+
+
+def _tuned(summary: dict[str, Any]) -> bool:
+    return (TUNED / f"{summary['data']}.json").exists()
 
 
 def _published(summary: dict[str, Any]) -> str:
@@ -155,7 +158,13 @@ def draw(summaries: Sequence[dict[str, Any]]) -> Figure:
                 axis.plot(values.mean(), row + offset, "D", ms=5.5, label=named, **marks)
                 named = "_"  # one entry of the legend
     axis.axvline(0, color="0.4", lw=1, ls=":")
-    labels = [f"{_name(summary)}: {summary['horizon']}" for summary in summaries]
+    stars = ["" if _tuned(summary) else "*" for summary in summaries]
+    labels = [
+        f"{summary['data']}{star}, {summary['horizon']}"
+        for summary, star in zip(summaries, stars, strict=True)
+    ]
+    if any(stars):
+        axis.set_title("* nothing tuned", fontsize=9, loc="left")
     axis.set_yticks(range(len(summaries)), labels)
     axis.set_ylim(len(summaries) - 0.5, -0.5)
     axis.set_xlabel("test MSE minus Adam's mean, in percent of it (dots: seeds; diamond: mean)")
