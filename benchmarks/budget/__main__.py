@@ -23,7 +23,7 @@ from benchmarks.budget.methods import table
 from benchmarks.budget.tasks import TASKS, split
 from benchmarks.core import command, tuning
 from benchmarks.core.command import Command, Names
-from benchmarks.core.methods import MethodSpec, parse_methods
+from benchmarks.core.methods import MethodSpec, Table, parse_methods
 from benchmarks.core.records import Record
 from benchmarks.core.runs import complete_all
 from benchmarks.data import load
@@ -52,9 +52,8 @@ class Configuration(Command):
         self.at_least(1, "train_images", "validation_images", "test_images")
 
 
-def _tuned(spec: MethodSpec, search: Budgeted, trials: int) -> MethodSpec:
+def _tuned(spec: MethodSpec, search: Budgeted, trials: int, rows: Table) -> MethodSpec:
     """The method with the settings of the lowest validation error, over the last epochs."""
-    rows = table(TASKS[search.shared["task"]].optimizer)
 
     def error(record: Record) -> float:
         return 1 - record["final"]["last10_test_top1"]
@@ -82,7 +81,7 @@ def main(arguments: Configuration) -> None:
     search = Budgeted(training, searched, folder / "tuning")
     search.trainers = comparison.trainers  # the train images, and so the programs, are the same
     comparison.check([(spec, 0) for spec in specs])
-    found = [_tuned(spec, search, arguments.trials) for spec in specs]
+    found = [_tuned(spec, search, arguments.trials, rows) for spec in specs]
     # Seeds outside: a stop leaves whole comparisons.
     complete_all((comparison, (spec, seed)) for seed in range(arguments.seeds) for spec in found)
     print(report.write(folder))

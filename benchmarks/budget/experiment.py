@@ -41,13 +41,12 @@ class Budgeted(ImageComparison):
         Raises:
             ValueError: The folder holds records of another comparison.
         """
-        self._budget, self._base = training.budget, TASKS[training.task].optimizer
         task = TASKS[training.task]
         super().__init__(training, dataset, folder, task.label_noise, task.human_labels)
 
     def epochs(self, spec: MethodSpec) -> int:
         """Returns how many epochs the budget buys."""
-        return max(1, round(self._budget / spec.gradients))
+        return max(1, round(self.shared["budget"] / spec.gradients))
 
     def start(self, run: Run) -> tuple[TrainState, History]:
         """Returns a fresh model, told the run's hyper-parameters."""
@@ -66,7 +65,7 @@ class Budgeted(ImageComparison):
 
     def _scheduled(self, spec: MethodSpec, rate: Any) -> optax.Schedule:
         steps = self.epochs(spec) * self.steps
-        if self._base == "adam":
+        if self._adam():
             shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, round(WARM_UP * steps), steps)
         else:
             shape = optax.cosine_decay_schedule(1.0, steps)
@@ -77,19 +76,19 @@ class Budgeted(ImageComparison):
 
         def base(rate: Any, decay: Any) -> optax.GradientTransformation:
             schedule = self._scheduled(spec, rate)
-            if self._base == "adam":
+            if self._adam():
                 return optax.adamw(schedule, weight_decay=decay)
             sgd = optax.sgd(schedule, momentum=MOMENTUM)
             return optax.chain(optax.add_decayed_weights(decay), sgd)
 
         return tunable.optimizer(spec, base, self.epochs(spec) * self.steps)
 
-    def trainer(self, spec: MethodSpec) -> Trainer:
-        """Returns the trainer of all runs that differ in numbers which programs are told."""
-        key = tunable.program(spec)
-        if key not in self.trainers:
-            self.trainers[key] = self.make_trainer(spec)
-        return self.trainers[key]
+    def program(self, spec: MethodSpec) -> str:
+        """Returns what methods share that differ in numbers which programs are told."""
+        return tunable.program(spec)
+
+    def _adam(self) -> bool:
+        return TASKS[self.shared["task"]].optimizer == "adam"
 
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer."""

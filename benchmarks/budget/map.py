@@ -20,39 +20,30 @@ from benchmarks.budget.methods import BASE, table
 from benchmarks.budget.report import gain
 from benchmarks.budget.tasks import TASKS
 from benchmarks.core import command, frames
-from benchmarks.core.command import Command, Paths
-from benchmarks.core.frames import difference
+from benchmarks.core.command import Summaries
+from benchmarks.core.frames import difference, resolved
 from benchmarks.core.plotting import save
 
 MARGIN = 0.005
 """Two accuracies count as equal where they differ by less: half a point."""
 
-Summaries = dict[str, dict[str, Any]]  # by task: each method's numbers
+Tasks = dict[str, dict[str, Any]]  # by task: each method's numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class Configuration(Command):
+class Configuration(Summaries):
     """The tasks to put side by side."""
 
-    folders: Paths
     out: Path = Path("runs/budget-map")  # The folder of the tables and the figure.
 
-    def check(self) -> None:
-        """Raises a `ValueError` if a folder is named that has no results."""
-        for folder in self.folders:
-            if not (folder / "summary.json").exists():
-                raise ValueError(f"{folder} has no summary.json; benchmarks.budget writes it.")
-        if not self.folders:
-            raise ValueError("Name at least one folder that benchmarks.budget wrote.")
 
-
-def read(folders: Sequence[Path]) -> Summaries:
+def read(folders: Sequence[Path]) -> Tasks:
     """Returns the methods' numbers by task, in the tasks' order.
 
     Raises:
         ValueError: Two folders are of one task.
     """
-    found: Summaries = {}
+    found: Tasks = {}
     for folder in folders:
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         if summary["task"] in found:
@@ -61,7 +52,7 @@ def read(folders: Sequence[Path]) -> Summaries:
     return {task: found[task] for task in TASKS if task in found}
 
 
-def hypotheses(tasks: Summaries) -> list[dict[str, str]]:
+def hypotheses(tasks: Tasks) -> list[dict[str, str]]:
     """Returns what was expected, what was found, and whether the seeds resolve it.
 
     A difference is resolved where it is more than two standard errors from 0.
@@ -113,11 +104,8 @@ def hypotheses(tasks: Summaries) -> list[dict[str, str]]:
 
 def _sign(found: dict[str, Any] | None) -> str:
     """Whether a difference is above 0, as was expected."""
-    if found is None or found["standard_error"] is None:
-        return "not resolved"
-    if abs(found["mean"]) <= 2 * found["standard_error"]:
-        return "not resolved"
-    return "holds" if found["mean"] > 0 else "**fails**"
+    sign = 0 if found is None else resolved(found)
+    return {0: "not resolved", 1: "holds", -1: "**fails**"}[sign]
 
 
 def _within(found: dict[str, Any] | None) -> str:
@@ -127,7 +115,7 @@ def _within(found: dict[str, Any] | None) -> str:
     return _sign({**found, "mean": found["mean"] + MARGIN})
 
 
-def to_markdown(tasks: Summaries) -> str:
+def to_markdown(tasks: Tasks) -> str:
     """Returns the map and the verdicts."""
     names = _rows(tasks)
     lines = [
@@ -156,12 +144,12 @@ def to_markdown(tasks: Summaries) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(tasks: Summaries) -> list[str]:
+def _rows(tasks: Tasks) -> list[str]:
     known = dict.fromkeys([*table("adam"), *table("sgd")])
     return [name for name in known if any(name in methods for methods in tasks.values())]
 
 
-def _gradients(tasks: Summaries, name: str) -> str:
+def _gradients(tasks: Tasks, name: str) -> str:
     found = next(methods[name] for methods in tasks.values() if name in methods)
     return f"{found['gradients']['mean']:.3g}"
 
@@ -175,7 +163,7 @@ def _cell(methods: dict[str, Any], name: str) -> str:
     return f"{100 * row['last10_test_top1']['mean']:.2f}"
 
 
-def draw(tasks: Summaries) -> Figure:
+def draw(tasks: Tasks) -> Figure:
     """The differences to the base optimizer: a column a task, a row a method."""
     names = [name for name in _rows(tasks) if name != BASE]
     found = [[gain(each, name, BASE) for each in tasks.values()] for name in names]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from benchmarks.budget.methods import BASE, table
 from benchmarks.budget.tasks import TASKS
@@ -123,12 +123,8 @@ def gain(methods: dict[str, Any], one: str, other: str) -> dict[str, Any] | None
     """Returns one method's score minus another's, paired by seed; None where one is missing."""
     if one not in methods or other not in methods:
         return None
-    scores = (methods[name]["scores"] for name in (one, other))
-    first, second = ({int(seed): value for seed, value in each.items()} for each in scores)
-    common = sorted(first.keys() & second.keys())
-    found = np.array([first[seed] - second[seed] for seed in common])
-    error = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else None
-    return {"mean": float(found.mean()), "standard_error": error, "seeds": len(found)}
+    first, second = (pd.Series(methods[name]["scores"], dtype=float) for name in (one, other))
+    return paired(first, second)
 
 
 if __name__ == "__main__":

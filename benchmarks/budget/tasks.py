@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+from benchmarks.core.classification.trained import SUBSET_SEED
 from benchmarks.data import Dataset, corrupt_labels, hold_out, take
-
-SUBSET_SEED = 0
-"""One subset and one validation part for all runs."""
 
 
 class Task(NamedTuple):

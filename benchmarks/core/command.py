@@ -157,6 +157,21 @@ class Folders(Command):
     folders: Paths  # Results' folders.
 
 
+@dataclasses.dataclass(frozen=True)
+class Summaries(Command):
+    """The comparisons, each in its folder, to put side by side."""
+
+    folders: Paths  # Folders with a `summary.json`.
+
+    def check(self) -> None:
+        """Raises a `ValueError` if no folder is named, or one that has no results."""
+        for folder in self.folders:
+            if not (folder / "summary.json").exists():
+                raise ValueError(f"{folder} has no summary.json; its command writes it.")
+        if not self.folders:
+            raise ValueError("Name at least one folder of results, with its summary.json.")
+
+
 def report(write: Callable[[Path], str], module: str, argv: Sequence[str] | None = None) -> int:
     """Makes the tables and figures of folders from their records; returns the exit status."""
 

@@ -38,10 +38,15 @@ class Comparison(Experiment[Run]):
         )
 
     def trainer(self, spec: MethodSpec) -> Trainer:
-        """Returns the method's trainer, which is made once."""
-        if spec.label not in self.trainers:
-            self.trainers[spec.label] = self.make_trainer(spec)
-        return self.trainers[spec.label]
+        """Returns the method's trainer, which is made once for all of one program."""
+        key = self.program(spec)
+        if key not in self.trainers:
+            self.trainers[key] = self.make_trainer(spec)
+        return self.trainers[key]
+
+    def program(self, spec: MethodSpec) -> str:
+        """Returns what methods share that are trained by one program."""
+        return spec.label
 
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer."""

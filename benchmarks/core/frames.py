@@ -92,6 +92,14 @@ def paired(values: pd.Series, baseline: pd.Series) -> dict[str, Any]:
     }
 
 
+def resolved(found: Mapping[str, Any]) -> int:
+    """Returns the sign of a difference that is more than two standard errors from 0, else 0."""
+    mean, error = found["mean"], found["standard_error"]
+    if mean is None or error is None or abs(mean) <= 2 * error:
+        return 0
+    return 1 if mean > 0 else -1
+
+
 def _known(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 

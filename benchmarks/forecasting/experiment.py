@@ -274,12 +274,9 @@ class Forecasting(Comparison):
         data = Batches(self._series, jnp.asarray(starts))
         return [task.batch(data, index) for index in range(len(starts))]
 
-    def trainer(self, spec: MethodSpec) -> Trainer:
-        """Returns the trainer of all rows that differ in numbers which programs are told."""
-        key = tunable.program(spec)
-        if key not in self.trainers:
-            self.trainers[key] = self.make_trainer(spec)
-        return self.trainers[key]
+    def program(self, spec: MethodSpec) -> str:
+        """Returns what rows share that differ in numbers which programs are told."""
+        return tunable.program(spec)
 
     def _task(self, spec: MethodSpec) -> Task:
         attention = spec.name != LINEAR

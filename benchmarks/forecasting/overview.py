@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.core import command, frames
-from benchmarks.core.command import Command, Paths
+from benchmarks.core.command import Summaries
+from benchmarks.core.frames import resolved
 from benchmarks.core.plotting import COLOURS, legend, save
 from benchmarks.forecasting import report
 from benchmarks.forecasting.methods import ADAM, DECAY, LINEAR, TUNED
@@ -43,19 +44,10 @@ _NOTE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Configuration(Command):
+class Configuration(Summaries):
     """The comparisons to put side by side."""
 
-    folders: Paths
     out: Path = Path("runs/forecasting-overview")  # The folder of the table and the figure.
-
-    def check(self) -> None:
-        """Raises a `ValueError` if a folder is named that has no results."""
-        for folder in self.folders:
-            if not (folder / "summary.json").exists():
-                raise ValueError(f"{folder} has no summary.json; benchmarks.forecasting writes it.")
-        if not self.folders:
-            raise ValueError("Name at least one folder that benchmarks.forecasting wrote.")
 
 
 def read(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -127,18 +119,13 @@ def _average(summaries: Sequence[dict[str, Any]]) -> str:
         return ""
     to_adam = [row["minus_adam"]["percent"] for row in rows]
     to_best = [row["minus_best_baseline"]["percent"] for row in rows]
-    below = sum(_resolved(row["minus_best_baseline"], -1) for row in rows)
-    above = sum(_resolved(row["minus_best_baseline"], 1) for row in rows)
+    signs = [resolved(row["minus_best_baseline"]) for row in rows]
+    below, above = signs.count(-1), signs.count(1)
     return (
         f"On average over the {len(rows)} lines SAM's error is {np.mean(to_adam):+.1f} % to Adam's "
         f"and {np.mean(to_best):+.1f} % to the best baseline's. It is below the best baseline's by "
         f"more than two standard errors on {below} of them, and above it on {above}."
     )
-
-
-def _resolved(minus: dict[str, Any], sign: int) -> bool:
-    error = minus["standard_error"]
-    return error is not None and sign * minus["mean"] > 2 * error
 
 
 def draw(summaries: Sequence[dict[str, Any]]) -> Figure:
