@@ -20,6 +20,16 @@ def _balanced_indices(labels: np.ndarray, count: int, rng: np.random.Generator) 
     return np.sort(chosen)
 
 
+def _part(dataset: Dataset, name: str, keep: np.ndarray) -> Dataset:
+    """Returns the data set with some of its images of one kind, and what belongs to them."""
+    images, labels = (getattr(dataset, f"{name}_{part}") for part in ("images", "labels"))
+    parts: dict[str, Any] = {f"{name}_images": images[keep], f"{name}_labels": labels[keep]}
+    if name == "train":
+        given = dataset.human_labels.items()
+        parts["human_labels"] = {labelling: each[keep] for labelling, each in given}
+    return dataclasses.replace(dataset, **parts)
+
+
 def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Dataset:
     """Returns a class-balanced subset by number of images.
 
@@ -32,18 +42,14 @@ def take(dataset: Dataset, train: int | None, test: int | None, seed: int) -> Da
     for stream, (name, count) in enumerate((("train", train), ("test", test))):
         if count is None:
             continue
-        images, labels = (getattr(dataset, f"{name}_{part}") for part in ("images", "labels"))
+        labels = getattr(dataset, f"{name}_labels")
         if not 1 <= count <= len(labels):
             raise ValueError(
                 f"{name}={count}: {dataset.name!r} has {len(labels)} {name} images; "
                 f"pass a number from 1 to {len(labels)}, or None for all"
             )
         keep = _balanced_indices(labels, count, np.random.default_rng([seed, stream]))
-        parts: dict[str, Any] = {f"{name}_images": images[keep], f"{name}_labels": labels[keep]}
-        if name == "train":
-            given = dataset.human_labels.items()
-            parts["human_labels"] = {labelling: labels[keep] for labelling, labels in given}
-        dataset = dataclasses.replace(dataset, **parts)
+        dataset = _part(dataset, name, keep)
     return dataset
 
 
@@ -63,13 +69,12 @@ def hold_out(dataset: Dataset, count: int, seed: int, labels: np.ndarray | None 
     total = len(dataset.train_labels)
     if not 1 <= count < total:
         raise ValueError(f"count={count}: pass a number from 1 to {total - 1}")
-    rest = take(dataset, total - count, None, seed)
     kept = _balanced_indices(dataset.train_labels, total - count, np.random.default_rng([seed, 0]))
     held = np.setdiff1d(np.arange(total), kept)
     given = dataset.train_labels if labels is None else labels
-    return dataclasses.replace(
-        rest, test_images=dataset.train_images[held], test_labels=given[held]
-    )
+    rest = _part(dataset, "train", kept)
+    test_images = dataset.train_images[held]
+    return dataclasses.replace(rest, test_images=test_images, test_labels=given[held])
 
 
 def take_fraction(dataset: Dataset, fraction: float, seed: int) -> Dataset:

@@ -112,8 +112,9 @@ def evaluate(folder: Path, dataset: Dataset) -> None:
     """
     dataset = images_of(folder, dataset)
     images, labels = jax.device_put((dataset.test_images, dataset.test_labels))
-    for path, record in records.read_records(folder).items():
-        task = Classification.of(record["config"], dataset)
+    found = records.read_records(folder)
+    task = Classification.of(next(iter(found.values()))["config"], dataset)  # one for all runs
+    for path, record in found.items():
         state = restored(path, record["config"], task)
         more = {
             "test_ece": task.evaluate(state, images, labels)["ece"],
