@@ -21,10 +21,11 @@ def write(folder: Path, runs: Runs, summary: dict[str, Any], title: str) -> None
     """Writes `mse.png`, the learning curves, forecasts, and the validation error against time."""
     colours = _palette(runs)
     shown = _chosen(runs, _CURVES)
+    apart = _palette(shown)  # among all rows colours come twice
     drawings = {
         "mse": lambda: _mse(runs, summary, colours),
-        "learning_curves": lambda: _learning_curves(shown, colours),
-        "validation_against_time": lambda: _against_time(shown, colours),
+        "learning_curves": lambda: _learning_curves(shown, apart),
+        "validation_against_time": lambda: _against_time(shown, apart),
         "forecasts": lambda: _forecasts(runs, colours),
     }
     save(folder, drawings, title)
