@@ -36,20 +36,25 @@ class Configuration(Command):
     task: Literal["clean", "symmetric", "human", "human_few", "vit"] = "clean"
     data: str = "digits"  # A data set's name or the path of its files.
     methods: Names = ()  # By default all.
-    budget: int = 40  # Gradient evaluations of each training image.
+    budget: int = 30  # Gradient evaluations of each training image.
     seeds: int = 5  # Runs of each method.
-    trials: int = 8  # Settings that the search tries for each method.
-    train_images: int = 2000
-    validation_images: int = 1000
+    trials: int = 6  # Settings that the search tries for each method.
+    train_images: int = 5000
+    validation_images: int = 2000
     test_images: int = 2000
     width: float = 1.0  # Multiplies the model's channels.
-    batch_size: int = 64
+    shift: int = 1  # Training images are shifted at random by up to so many pixels.
+    batch_size: int = 128
     out: Path | None = None  # The results' folder; by default runs/budget-TASK.
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
+        self.at_least(0, "shift")
         self.at_least(1, "budget", "seeds", "trials", "batch_size")
         self.at_least(1, "train_images", "validation_images", "test_images")
+
+
+_TOLD = "task", "budget", "width", "shift", "batch_size"
 
 
 def _tuned(spec: MethodSpec, search: Budgeted, trials: int, rows: Table) -> MethodSpec:
@@ -73,7 +78,7 @@ def main(arguments: Configuration) -> None:
     sizes = arguments.train_images, arguments.validation_images, arguments.test_images
     dataset, searched = split(load(arguments.data), task, *sizes)
     training = Training(
-        **{name: getattr(arguments, name) for name in ("task", "budget", "width", "batch_size")},
+        **{name: getattr(arguments, name) for name in _TOLD},
         model=task.model,
     )
     folder = arguments.out or Path("runs") / f"budget-{arguments.task}"

@@ -24,11 +24,12 @@ class Training(Images):
     """What a comparison of classifiers is told, with a task and a budget."""
 
     task: str = "clean"
-    budget: int = 40
+    budget: int = 30
+    shift: int = 1
 
     def recorded(self) -> dict[str, Any]:
         """Returns what all records state; rate, decay and epochs are a method's own."""
-        names = ("task", "budget", "model", "width", "label_smoothing", "bfloat16")
+        names = ("task", "budget", "model", "width", "label_smoothing", "bfloat16", "shift")
         return {**{name: getattr(self, name) for name in names}, "warm_up": WARM_UP}
 
 

@@ -44,6 +44,7 @@ class Recipe:
     mean: Any  # Per-channel mean of the training images, in [0, 1]
     std: Any  # Per-channel standard deviation of the training images
     flip: bool = True  # Whether training images are mirrored at random
+    shift: int = 4  # Training images are shifted at random by up to so many pixels
     label_smoothing: float = 0.0  # Probability mass spread over all classes, in [0, 1)
     dtype: Any = jnp.float32  # The images' dtype, which is that of the model's computation
 
@@ -83,7 +84,8 @@ class Classification:
             dtype=dtype,
         )
         looks = dataset.mean, dataset.std, config["flip"]
-        recipe = Recipe(config["batch_size"], *looks, config["label_smoothing"], dtype)
+        shift = config.get("shift", Recipe.shift)
+        recipe = Recipe(config["batch_size"], *looks, shift, config["label_smoothing"], dtype)
         return cls(lambda seed: build(rngs=nnx.Rngs(seed)), recipe, cluster)
 
     def trainer(
@@ -153,7 +155,7 @@ class Classification:
         else:
             chosen = index
         key = jax.random.fold_in(data.key, index)
-        images = random_crop_flip(key, data.images[chosen], flip=self.recipe.flip)
+        images = random_crop_flip(key, data.images[chosen], self.recipe.shift, self.recipe.flip)
         return self._normalized(images), data.labels[chosen]
 
     def evaluate(self, state: TrainState, images: Any, labels: Any) -> dict[str, Any]:
