@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.budget.methods import BASE, table
-from benchmarks.budget.report import gain
+from benchmarks.budget.report import TOP1, gain
 from benchmarks.budget.tasks import TASKS
 from benchmarks.core import command, frames
 from benchmarks.core.command import Summaries
@@ -132,7 +132,8 @@ def to_markdown(tasks: Tasks) -> str:
         frames.markdown(lines),
         *frames.fill(
             f"Test accuracy in percent; under the first line the difference to `{BASE}` in points, "
-            f"paired by seed, ± its standard error. All of one task have the same budget. {titles}."
+            "paired by seed, ± its standard error. Of forecasts, the percent by which the test "
+            f"error is less. All of one task have the same budget. {titles}."
         ),
         "## What was expected",
         frames.markdown(hypotheses(tasks)),
@@ -145,7 +146,7 @@ def to_markdown(tasks: Tasks) -> str:
 
 
 def _rows(tasks: Tasks) -> list[str]:
-    known = dict.fromkeys([*table("adam"), *table("sgd")])
+    known = dict.fromkeys([*table("vit"), *table("clean")])
     return [name for name in known if any(name in methods for methods in tasks.values())]
 
 
@@ -160,7 +161,9 @@ def _cell(methods: dict[str, Any], name: str) -> str:
     row = methods[name]
     if "minus_base" in row:
         return difference(row["minus_base"])
-    return f"{100 * row['last10_test_top1']['mean']:.2f}"
+    if "test_mse" in row:
+        return f"MSE {row['test_mse']['mean']:.4f}"
+    return f"{100 * row[TOP1]['mean']:.2f}"
 
 
 def draw(tasks: Tasks) -> Figure:
@@ -184,7 +187,8 @@ def draw(tasks: Tasks) -> Figure:
     axis.set_yticks(range(len(names)), names)
     axis.grid(visible=False)
     axis.set_title(
-        f"test accuracy minus {BASE}'s at the same budget, points\n* more than two standard errors",
+        f"test accuracy minus {BASE}'s at the same budget, points; of forecasts, the percent by\n"
+        "which the test error is less; * more than two standard errors",
         fontsize=9,
         loc="left",
     )

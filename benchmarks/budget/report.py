@@ -5,6 +5,7 @@ python -m benchmarks.budget.report DIR [DIR ...]
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,33 @@ from benchmarks.core.classification.report import DATA, total_seconds
 from benchmarks.core.frames import difference, mean_std, numbers, paired, percent, spread
 from benchmarks.core.records import Record, Runs, by_method, read_comparison
 
-SCORE = "last10_test_top1"
-"""What methods are compared by: the test accuracy, the mean over the last ten epochs."""
+TOP1 = "last10_test_top1"
+"""What classifiers are compared by: the test accuracy, the mean over the last ten epochs."""
 
-_NOTES = (
-    "Every method has {budget} gradient evaluations of each training image, in as many epochs as "
+_BUDGET = (
+    "Every method has {budget} gradient evaluations of each training {unit}, in as many epochs as "
     "they buy, with its learning rate's decay over all of them. Mean ± standard deviation over "
-    "seeds; a difference is paired by seed, ± its standard error. Top-1 is the mean over the last "
-    "ten epochs. Early stopped: on one half of the test images at the epoch that is best on the "
-    "other half, the mean over both ways. NLL, ECE (15 bins) and the accuracies with the matrices "
-    "rounded to 3 bits or with noise of 5 % of their norm are the last epoch's. Time is the "
-    "training's, relative to the base optimizer's with its own budget.",
-    "Learning rate, weight decay and rho are those of the highest accuracy on {validation} "
-    "held-out training images, with labels as wrong as those trained with, of {trials} tried for "
-    "each method with one seed that is in no table.",
+    "seeds; a difference is paired by seed, ± its standard error. "
+)
+_IMAGES = (
+    "Top-1 is the mean over the last ten epochs. Early stopped: on one half of the test images at "
+    "the epoch that is best on the other half, the mean over both ways. NLL, ECE (15 bins) and the "
+    "accuracies with the matrices rounded to 3 bits or with noise of 5 % of their norm are the "
+    "last epoch's. "
+)
+_SERIES = (
+    "The errors are those of the epoch that is best on the validation part, MSE at the end those "
+    "of the last epoch. The difference is that of the MSE's logarithm, in percent: below 0 is "
+    "better. "
+)
+_TIME = "Time is the training's, relative to the base optimizer's with its own budget."
+_SEARCH = (
+    "Learning rate, weight decay and rho are those of the {best}, of {trials} tried for each "
+    "method with one seed that is in no table."
+)
+_BEST_TOP1 = (
+    "highest accuracy on {validation:,} held-out training images, with labels as wrong as those "
+    "trained with"
 )
 
 
@@ -42,11 +56,11 @@ def write(folder: Path) -> str:
     """
     records = read_comparison(folder)
     task = records[0]["config"]["task"]
-    runs = by_method(records, table(TASKS[task].optimizer))
+    runs = by_method(records, table(task))
     summary = {"task": task, "budget": records[0]["config"]["budget"], "methods": summarize(runs)}
     tried = read_comparison(folder / "tuning") if (folder / "tuning").exists() else []
     text = to_markdown(records[0], summary, runs, tried)
-    lines = (frames.line(record, seconds=total_seconds(record)) for record in records)
+    lines = (frames.line(record, seconds=_numbers(record)["seconds"]) for record in records)
     content = {"summary.md": text, "summary.json": summary, "runs.csv": frames.csv(lines)}
     frames.write(folder, content)
     return text
@@ -58,65 +72,100 @@ def summarize(runs: Runs) -> dict[str, Any]:
     rows = {}
     for label, columns in tables.items():
         row: dict[str, Any] = {name: spread(values) for name, values in columns.items()}
-        scores = columns[SCORE]
-        row["scores"] = {str(seed): value for seed, value in scores.items()}
+        row["scores"] = {str(seed): value for seed, value in columns["score"].items()}
         if BASE in tables:
             seconds = columns["seconds"] / tables[BASE]["seconds"]
             row["relative_seconds"] = float(seconds.mean())
             if label != BASE:
-                row["minus_base"] = paired(scores, tables[BASE][SCORE])
+                row["minus_base"] = paired(columns["score"], tables[BASE]["score"])
         rows[label] = row
     return rows
 
 
 def _numbers(record: Record) -> dict[str, Any]:
-    return {**record["final"], "seconds": total_seconds(record)}
+    """A run's numbers; of the score more is better, and a hundredth is a point or a percent."""
+    final = record["final"]
+    if "test_mse" in final:
+        return {**final, "score": -math.log(final["test_mse"]), "seconds": final["train_seconds"]}
+    return {**final, "score": final[TOP1], "seconds": total_seconds(record)}
 
 
 def to_markdown(record: Record, summary: dict[str, Any], runs: Runs, tried: list[Record]) -> str:
     """Returns the tables, with what their columns mean."""
-    config = record["config"]
+    config, task = record["config"], TASKS[summary["task"]]
+    columns = _classified if task.series is None else _forecast
     rows, settings = [], []
     for label, row in summary["methods"].items():
-        rows.append(
-            {
-                "method": label,
-                "gradients": f"{row['gradients']['mean']:.3g}",
-                "epochs": f"{row['epochs']['mean']:.0f}",
-                "top-1 %": percent(row[SCORE]),
-                f"minus {BASE}": difference(row.get("minus_base")),
-                "early stopped": percent(row["early_stopped_top1"]),
-                "train top-1 %": percent(row["last10_train_eval_top1"]),
-                "NLL": mean_std(row["test_loss"], ".3f", ".3f"),
-                "ECE %": percent(row["test_ece"]),
-                "3 bits": percent(row["top1_3_bits"]),
-                "noise 5 %": percent(row["top1_noise_5"]),
-                "time": frames.number(row.get("relative_seconds"), ".2f"),
-            }
-        )
+        cost = {
+            "method": label,
+            "gradients": f"{row['gradients']['mean']:.3g}",
+            "epochs": f"{row['epochs']['mean']:.0f}",
+        }
+        time = frames.number(row.get("relative_seconds"), ".2f")
+        rows.append({**cost, **columns(row), "time": time})
         found = next(iter(runs[label].values()))["config"]["hyperparameters"]
         chosen = ("lr", "decay", "rho")
         settings.append(
             {"method": label, **{name: f"{found[name]:.3g}" for name in chosen if name in found}}
         )
+    made_on = f"Seeds {frames.seeds_of(runs.values())}; {frames.made_on(record, *_PACKAGES)}."
+    if task.series is None:
+        title = f"{DATA.get(config['dataset'], config['dataset'])}: {task.title}"
+        about = (
+            f"{config['train_images']:,} training and {config['test_images']:,} test images, "
+            f"shifted by up to {config['shift']} and mirrored; {config['model']} "
+            f"x{config['width']:g} ({record['parameters']:,} parameters), batch "
+            f"{config['batch_size']}."
+        )
+        best = _BEST_TOP1.format(validation=tried[0]["config"]["test_images"]) if tried else ""
+    else:
+        title = task.title[0].upper() + task.title[1:]
+        about = (
+            f"Channel attention ({record['parameters']:,} parameters) on {config['channels']} "
+            f"channels, look-back {config['look_back']}, horizon {config['horizon']}, every "
+            f"{config['stride']}th window, batch {config['batch_size']}."
+        )
+        best = "lowest validation error"
     trials = [run["config"]["method"].split(":")[0] for run in tried]
-    terms = {
-        "budget": summary["budget"],
-        "validation": f"{tried[0]['config']['test_images']:,}" if tried else "-",
-        "trials": max(map(trials.count, trials), default=0),
-    }
-    made_on = frames.made_on(record, "jax", "flax", "optax")
+    search = _SEARCH.format(best=best, trials=max(map(trials.count, trials), default=0))
+    unit, meaning = ("image", _IMAGES) if task.series is None else ("window", _SERIES)
+    note = _BUDGET.format(budget=summary["budget"], unit=unit) + meaning + _TIME
     parts = [
-        f"# {DATA.get(config['dataset'], config['dataset'])}: {TASKS[summary['task']].title}",
-        f"{config['train_images']:,} training and {config['test_images']:,} test images, "
-        f"{config['model']} x{config['width']:g} ({record['parameters']:,} parameters), batch "
-        f"{config['batch_size']}. Seeds {frames.seeds_of(runs.values())}; {made_on}.",
+        f"# {title}",
+        *frames.fill(f"{about} {made_on}"),
         frames.markdown(rows),
-        *frames.fill(*(note.format(**terms) for note in (_NOTES if tried else _NOTES[:1]))),
+        *frames.fill(note, search if tried else ""),
         "## Settings",
         frames.markdown(settings),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+_PACKAGES = "jax", "flax", "optax"
+
+
+def _classified(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "top-1 %": percent(row[TOP1]),
+        f"minus {BASE}": difference(row.get("minus_base")),
+        "early stopped": percent(row["early_stopped_top1"]),
+        "train top-1 %": percent(row["last10_train_eval_top1"]),
+        "NLL": mean_std(row["test_loss"], ".3f", ".3f"),
+        "ECE %": percent(row["test_ece"]),
+        "3 bits": percent(row["top1_3_bits"]),
+        "noise 5 %": percent(row["top1_noise_5"]),
+    }
+
+
+def _forecast(row: dict[str, Any]) -> dict[str, str]:
+    less = row.get("minus_base")
+    return {
+        "MSE": mean_std(row["test_mse"], ".4f", ".4f"),
+        f"minus {BASE}, %": difference(less and {**less, "mean": -less["mean"]}),
+        "MSE at the end": mean_std(row["last_test_mse"], ".4f", ".4f"),
+        "MAE": mean_std(row["test_mae"], ".4f", ".4f"),
+        "best epoch": mean_std(row["best_epoch"], ".1f", ".1f"),
+    }
 
 
 def gain(methods: dict[str, Any], one: str, other: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The tasks of `benchmarks.budget`: labels, network and base optimizer."""
+"""The tasks of `benchmarks.budget`: data, labels, network and base optimizer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.core.classification.trained import SUBSET_SEED
 from benchmarks.data import Dataset, corrupt_labels, hold_out, take
+from benchmarks.data.series import AIRPORTS
 
 
 class Task(NamedTuple):
@@ -16,7 +17,15 @@ class Task(NamedTuple):
     label_noise: float = 0.0
     human_labels: str | None = None
     model: str = "cnn"
+    series: str | None = None  # of a task that forecasts
+    look_back: int = 512
     optimizer: str = "sgd"
+    warms_up: bool = False
+    budget: int = 30  # gradient evaluations of each image or window
+
+
+def _forecast(title: str, series: str, look_back: int) -> Task:
+    return Task(title, series=series, look_back=look_back, optimizer="adam", budget=20)
 
 
 TASKS = {
@@ -24,8 +33,12 @@ TASKS = {
     "symmetric": Task("40 % wrong labels, drawn at random", label_noise=0.4),
     "human": Task("40 % wrong labels, by people", human_labels="worse_label"),
     "human_few": Task("9 % wrong labels, by people", human_labels="aggre_label"),
-    "vit": Task("correct labels, vision transformer", model="vit", optimizer="adam"),
+    "vit": Task("correct labels, transformer", model="vit", optimizer="adam", warms_up=True),
+    "airports": _forecast("forecasts, New York's weather", AIRPORTS, 336),
+    "ETTh2": _forecast("forecasts, ETTh2", "ETTh2", 512),
 }
+HORIZON, STRIDE = 96, 4
+"""Of the forecasts: hours ahead, and of the training's windows every so many."""
 
 
 def split(

@@ -18,6 +18,8 @@ class Comparison(Experiment[Run]):
     shared: dict[str, Any]
     """The part of the configuration that all runs have in common."""
     trainers: dict[str, Trainer]
+    steps: int
+    """Steps of an epoch."""
 
     def name(self, run: Run) -> str:
         """Returns the method and the seed."""
@@ -28,6 +30,18 @@ class Comparison(Experiment[Run]):
         spec, seed = run
         own = {"method": spec.label, "hyperparameters": spec.hyperparameters, "seed": seed}
         return {**self.shared, **own}
+
+    def epochs(self, spec: MethodSpec) -> int:
+        """Returns how many epochs a method trains."""
+        raise NotImplementedError
+
+    def ascending(self, run: Run, part: int) -> list[bool] | None:
+        """Returns which steps of an epoch ascend, where that is known beforehand."""
+        spec, seed = run
+        if spec.method.ascends is None:
+            return None
+        ascends = spec.method.ascends(spec.hyperparameters, self.epochs(spec) * self.steps, seed)
+        return ascends.tolist()[part * self.steps : (part + 1) * self.steps]
 
     def status(self, history: History) -> str:
         """Returns the loss and the accuracies after the last part."""

@@ -10,7 +10,7 @@ from benchmarks import data
 from benchmarks.budget import __main__ as command
 from benchmarks.budget import map as budget_map
 from benchmarks.budget import report
-from benchmarks.budget.experiment import Budgeted, Training
+from benchmarks.budget.experiment import BudgetedImages, Training
 from benchmarks.budget.methods import BASE, table
 from benchmarks.budget.tasks import TASKS, split
 from benchmarks.core.methods import parse_method
@@ -45,24 +45,24 @@ def digits():
 
 
 def test_what_a_step_costs():
-    rows = table("sgd")
+    rows = table("clean")
     assert set(rows) == set(COSTS)
     for name, cost in COSTS.items():
         # Of 10,000 random steps a share is met within a few standard deviations.
         tolerance = 0.02 if "random" in name else 1e-3
         assert parse_method(name, rows).gradients == pytest.approx(cost, abs=tolerance), name
-    assert set(table("adam")) == {*COSTS, "after_warm_up"}
-    assert parse_method("after_warm_up", table("adam")).gradients == pytest.approx(1.95)
+    assert set(table("vit")) == {*COSTS, "after_warm_up"}
+    assert parse_method("after_warm_up", table("vit")).gradients == pytest.approx(1.95)
 
 
 def test_every_method_spends_the_budget_over_its_own_schedule(digits, tmp_path):
-    comparison = Budgeted(
+    comparison = BudgetedImages(
         Training(task="clean", budget=40, batch_size=64, width=0.25),
         data.take(digits, 128, 40, 0),
         tmp_path,
     )
     for name, cost in COSTS.items():
-        spec = parse_method(name, table("sgd"))
+        spec = parse_method(name, table("clean"))
         epochs = comparison.epochs(spec)
         assert abs(epochs * cost - 40) < 0.5 * cost + 0.5
         assert comparison.parts((spec, 0)) == [spec.gradients] * epochs
@@ -132,6 +132,37 @@ def test_the_command_searches_then_compares(tmp_path, capsys):
     before = path.stat().st_mtime_ns
     assert command.main(argv) == 0
     assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.quick
+def test_forecasts_share_a_budget_too(tmp_path, capsys):
+    argv = [
+        *("--task", "airports", "--methods", "base,late_25_quarter,random_50", "--trials", "1"),
+        *("--seeds", "2", "--budget", "4", "--out", str(tmp_path)),
+    ]
+    assert command.main(argv) == 0
+    assert "lowest validation error, of 1 tried" in " ".join(capsys.readouterr().out.split())
+    record = read_record(tmp_path / "runs" / "late_25_quarter_seed0.json")
+    assert "test_mse" not in read_record(next((tmp_path / "tuning/runs").iterdir()))["final"]
+    assert [entry["ascended"] for entry in record["epochs"]] == [0, 0, 0, 1]
+    final = record["final"]
+    assert final["gradients"] == pytest.approx(1.0625, abs=1e-3)
+    errors = [entry["validation_mse"] for entry in record["epochs"]]
+    assert final["best_epoch"] == np.argmin(errors) + 1
+    assert (final["test_mse"] == final["last_test_mse"]) is (final["best_epoch"] == 4)
+    # At random the share is nearly met, and the budget with it.
+    random = read_record(tmp_path / "runs" / "random_50_seed0.json")
+    assert len(random["epochs"]) == 3
+    assert np.mean([entry["ascended"] for entry in random["epochs"]]) == pytest.approx(0.5, abs=0.1)
+
+    found = json.loads((tmp_path / "summary.json").read_text())["methods"]
+    scores = {
+        name: [-np.log(read_record(path)["final"]["test_mse"]) for path in sorted(paths)]
+        for name in ("base", "random_50")
+        for paths in [(tmp_path / "runs").glob(f"{name}_seed*.json")]
+    }
+    gained = np.subtract(scores["random_50"], scores["base"])
+    assert found["random_50"]["minus_base"]["mean"] == pytest.approx(gained.mean())
 
 
 def summary(task, **accuracies):

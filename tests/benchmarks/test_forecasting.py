@@ -11,12 +11,14 @@ import optuna
 import pytest
 from flax import nnx
 
+from benchmarks.core.forecasting.experiment import best_epoch
+from benchmarks.core.forecasting.task import Batches, Task
 from benchmarks.core.methods import parse_method
 from benchmarks.core.runs import Progress, complete
 from benchmarks.data.series import Series
 from benchmarks.forecasting import __main__ as command
 from benchmarks.forecasting import methods, overview, report
-from benchmarks.forecasting.experiment import Batches, Forecasting, Task, best_epoch
+from benchmarks.forecasting.experiment import Forecasting
 from benchmarks.models.forecaster import Forecaster, InstanceNorm
 
 pytestmark = pytest.mark.quick
@@ -119,7 +121,7 @@ def test_a_training_step_is_the_one_written_out(tmp_path, name):
     row = spec(f"{name}:lr={rate}:decay={decay}{own}")
     run = Forecasting(make_series(), arguments(), tmp_path, tuning=False)
     state, _ = run.start((row, 0))
-    task, params = run._task(row), state.train.params
+    task, params = run.task(row), state.train.params
     rows = jax.random.normal(jax.random.key(0), (8, CHANNELS, LOOK_BACK + HORIZON))
 
     def loss(params, rows):
@@ -193,8 +195,8 @@ def test_what_counts_is_the_unperturbed_point_and_the_best_epoch(tmp_path):
     errors = []
     for part in range(4):
         state = run.advance((row, 0), part, state, history, lambda share: None)
-        task = run._task(row)
-        windows, series = run._windows, run._series
+        task = run.task(row)
+        windows, series = run.windows, run.series
         errors.append(task.evaluate(state.train.evaluated(), series, windows.validation)["mse"])
         outside = task.evaluate(state.train.params, series, windows.validation)["mse"]
         assert outside != pytest.approx(errors[-1], rel=1e-3)

@@ -185,7 +185,7 @@ class ImageComparison(Comparison):
         key = jax.random.fold_in(jax.random.key(seed), _TRAINING_STREAM)
         labels, sample_labels = self._train_labels(run)
         epoch = self.task.epoch(self._train_images, labels, jax.random.fold_in(key, part))
-        ascend = self._ascending(run, part)
+        ascend = self.ascending(run, part)
         trainer.compile(state, epoch, self.steps, ascend)
         wall, compute = time.perf_counter(), compute_clock()
         state, metrics = trainer.train(state, epoch, self.steps, tick, ascend)
@@ -246,15 +246,6 @@ class ImageComparison(Comparison):
     def schedule(self, spec: MethodSpec) -> optax.Schedule:
         """Returns the learning rate at each step."""
         return optax.cosine_decay_schedule(self.shared["lr"], self.epochs(spec) * self.steps)
-
-    def _ascending(self, run: Run, part: int) -> list[bool] | None:
-        """Returns which steps of an epoch ascend, where that is known beforehand."""
-        spec, seed = run
-        if spec.method.ascends is None:
-            return None
-        total = self.epochs(spec) * self.steps
-        ascends = spec.method.ascends(spec.hyperparameters, total, seed)
-        return ascends.tolist()[part * self.steps : (part + 1) * self.steps]
 
     def optimizer(self, spec: MethodSpec) -> optax.GradientTransformation:
         """Returns a method with its base optimizer."""
