@@ -5,6 +5,7 @@ its `A` is he_uniform (squared norm 2 r, here 16) where LoRA's code has kaiming_
 (r / 3, here 2.7), and it has no factor alpha / r. Here both are as in LoRA's code.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import optax
 from flax import nnx
 
 from benchmarks.models.bert import Bert, mean_pool
+from benchmarks.models.llama import stacked
 
 # U(-1/sqrt(n), 1/sqrt(n)) for fan-in n, which is what kaiming_uniform(a=sqrt(5)) amounts to.
 kaiming_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -74,6 +76,20 @@ def adapt(encoder: Bert, adapter: str, *, rank: int, alpha: float, rngs: nnx.Rng
             base = getattr(block, name)
             lora = build(base.in_features, rank, base.out_features, rngs)
             setattr(block, name, Adapted(base, lora, alpha / rank))
+
+
+def adapt_stack(stack: nnx.Module, *, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
+    """Attaches LoRA to query and value of blocks that are stacked along a leading axis, in place.
+
+    The factors are stacked likewise: groups are found by `samax.lora_groups(..., stacked=True)`.
+    """
+    for name in ("query", "value"):
+        base = getattr(stack, name)
+        build = functools.partial(
+            nnx.LoRA, base.in_features, rank, base.out_features, a_initializer=kaiming_uniform
+        )
+        lora = stacked(build, base.kernel.shape[0], rngs)
+        setattr(stack, name, Adapted(base, lora, alpha / rank))
 
 
 class SentenceClassifier(nnx.Module):

@@ -172,7 +172,7 @@ class SeriesComparison(Comparison):
     def make_trainer(self, spec: MethodSpec, scan: bool = True) -> Trainer:
         """Makes the method's trainer, whose epoch is one program: there are no convolutions."""
         task, share = self.task(spec), spec.method.ascent_share
-        options = {"batch": task.batch, "ascent_share": share, "scan": scan}
+        options: dict[str, Any] = {"batch": task.batch, "ascent_share": share, "scan": scan}
         return Trainer(task.init, task.loss, self.optimizer(spec), **options)
 
 
