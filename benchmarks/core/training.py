@@ -58,6 +58,11 @@ def _perturbs(node: Any) -> bool:
     return isinstance(node, samax.OneGradientState)
 
 
+def first_rows(batch: Any, share: float) -> Any:
+    """Returns a share of a batch, at least one row, from the leading axis of all its arrays."""
+    return jax.tree.map(lambda rows: rows[: max(1, round(share * len(rows)))], batch)
+
+
 class Trainer:
     """Compiled training and evaluation with one loss and one optimizer, for every seed."""
 
@@ -69,6 +74,7 @@ class Trainer:
         *,
         batch: Callable[[Any, jax.Array], Any] = lambda data, index: data,
         ascent_share: float = 1.0,
+        part_of: Callable[[Any, float], Any] = first_rows,
         scan: bool | None = None,
         out_shardings: Any = None,
         place: Callable[[Any], Any] = lambda state: state,
@@ -81,15 +87,16 @@ class Trainer:
                 state and the metrics beside it.
             tx: The optimizer; its `update` receives `value` and `value_fn`.
             batch: Maps the data and a step's index to the step's batch.
-            ascent_share: The share of a batch, from its leading axis, that the first gradient is of
-                and the value beside it, unless the step is known not to ascend; the optimizer's
-                `value_fn` is of the whole batch.
+            ascent_share: The share of a batch that the first gradient is of and the value beside
+                it, unless the step is known not to ascend; the optimizer's `value_fn` is of the
+                whole batch.
+            part_of: Maps a batch and a share to that part of it.
             scan: Whether several steps are one program; by default everywhere but on CPU.
             out_shardings: Where what the programs return lies; None leaves it to JAX.
             place: Puts the state at the start there.
         """
         self._init, self._loss_fn, self._batch = init, loss_fn, batch
-        self._ascent_share = ascent_share
+        self._ascent_share, self._part_of = ascent_share, part_of
         self._tx = optax.with_extra_args_support(tx)
         self._scan = jax.default_backend() != "cpu" if scan is None else scan
         self._out_shardings, self._place = out_shardings, place
@@ -176,9 +183,7 @@ class Trainer:
         """The step as a pure function, for compiling; None leaves it to the policy to ascend."""
         inputs = first = state.model_state, self._batch(data, index)
         if self._ascent_share < 1 and ascend is not False:
-            share = self._ascent_share
-            part = jax.tree.map(lambda rows: rows[: max(1, round(share * len(rows)))], inputs[1])
-            first = state.model_state, part
+            first = state.model_state, self._part_of(inputs[1], self._ascent_share)
         # Only the clean pass keeps its batch statistics; the perturbed one starts from the same.
         (loss, (model_state, metrics)), grads = jax.value_and_grad(self._loss_fn, has_aux=True)(
             state.params, first

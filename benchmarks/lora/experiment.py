@@ -3,6 +3,7 @@
 import functools
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,11 +17,11 @@ from benchmarks.core import records
 from benchmarks.core.comparison import Comparison, Run
 from benchmarks.core.methods import MethodSpec
 from benchmarks.core.runs import History, Tick
-from benchmarks.core.training import Trainer, TrainState, mean_scores
-from benchmarks.data import text
+from benchmarks.core.training import Trainer, TrainState, first_rows, mean_scores
+from benchmarks.data import corrupt_labels, text
 from benchmarks.lora.methods import PROBE, WEIGHT_DECAY, optimizer
 from benchmarks.models import bert
-from benchmarks.models.lora import SentenceTask, build_classifier
+from benchmarks.models.lora import FULL, TRAINED, SentenceTask, build_classifier
 
 if TYPE_CHECKING:
     from benchmarks.lora.__main__ import Configuration
@@ -40,11 +41,50 @@ class Pretrained(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Where training examples are drawn from, and what is evaluated on."""
+    """What is trained on, by seed, and what is evaluated on."""
 
-    pool: text.Examples
+    sample: Callable[[int], text.Examples]
     evaluation: text.Examples
     evaluated_on: str
+    crc32: int  # of all its examples
+
+
+def drawn(
+    pool: text.Examples, evaluation: text.Examples, evaluated_on: str, task: str, shots: int
+) -> Split:
+    """Returns a split whose training examples are drawn from a pool, so many a class."""
+
+    def sample(seed: int) -> text.Examples:
+        return text.k_shot(pool, shots, text.TASKS[task], seed)
+
+    return Split(sample, evaluation, evaluated_on, _crc32(pool, evaluation))
+
+
+def given(task: str, data: Path, label_noise: float) -> tuple[Split, Split]:
+    """Returns the splits of a task that come with it: tested, and on the first one's dev set.
+
+    A seed counts the splits. Of the training labels, and of the dev set's by which settings are
+    chosen, the share of `label_noise` is replaced by others.
+    """
+    splits, test = text.load_splits(task, data)
+    classes = len(text.TASKS[task].labels)
+
+    def noisy(examples: text.Examples, seed: int) -> text.Examples:
+        return examples._replace(labels=corrupt_labels(examples.labels, label_noise, classes, seed))
+
+    def sample(seed: int) -> text.Examples:
+        return noisy(splits[text.SPLITS[seed]][0], seed)
+
+    dev = noisy(splits[text.SPLITS[0]][1], 0)
+    crc32 = _crc32(*(part for split in splits.values() for part in split), test)
+    return Split(sample, test, "test", crc32), Split(sample, dev, "dev", crc32)
+
+
+def _crc32(*parts: text.Examples) -> int:
+    lines = (
+        f"{label}\t{sentence}" for part in parts for sentence, label in zip(*part, strict=True)
+    )
+    return zlib.crc32("\n".join(lines).encode())
 
 
 def load_pretrained(folder: Path | None, bfloat16: bool) -> Pretrained:
@@ -83,7 +123,6 @@ class FineTuning(Comparison):
         """
         bert.check_length(arguments.length, pretrained.encoder.config, "--length")
         self.folder, self._split, self._pretrained = folder, split, pretrained
-        self._task = text.TASKS[arguments.task]
         self._settings = arguments
         examples = len(self._sample(0).labels)
         if arguments.batch_size > examples:
@@ -91,26 +130,27 @@ class FineTuning(Comparison):
                 f"--batch-size {arguments.batch_size} is more than the {examples} training "
                 "examples."
             )
-        lines = (
-            f"{label}\t{sentence}"
-            for part in split[:2]
-            for sentence, label in zip(*part, strict=True)
-        )
         self.shared = {
             **{name: getattr(arguments, name) for name in _RECORDED},
             "model": pretrained.name,
             "model_crc32": pretrained.crc32,
-            "data_crc32": zlib.crc32("\n".join(lines).encode()),
+            "data_crc32": split.crc32,
             "train_examples": examples,
             "evaluated_on": split.evaluated_on,
             "test_examples": len(split.evaluation.labels),
             "weight_decay": WEIGHT_DECAY,
+            # Earlier records do not have the key.
+            **({"label_noise": arguments.label_noise} if arguments.label_noise else {}),
         }
         records.check_folder(folder, self.shared)
         self._evaluation = self._tokenize(split.evaluation)
-        build = functools.partial(build_classifier, pretrained.encoder, len(self._task.labels))
+        build = functools.partial(
+            build_classifier, pretrained.encoder, len(text.TASKS[arguments.task].labels)
+        )
         options: dict[str, Any] = {"adapter": arguments.adapter, "rank": arguments.rank}
-        self._model = SentenceTask(functools.partial(build, alpha=arguments.lora_alpha, **options))
+        build = functools.partial(build, alpha=arguments.lora_alpha, **options)
+        self._full = arguments.adapter == FULL
+        self._model = SentenceTask(build, nnx.Param if self._full else TRAINED)
         self.trainers = {}
         steps, every = arguments.steps, arguments.eval_every
         self._ends = [0, *range(every, steps, every), steps]
@@ -148,9 +188,9 @@ class FineTuning(Comparison):
             metrics.append(values)
             tick((step + 1 - start) / (end - start))
         seconds = time.perf_counter() - wall - (trainer.compile_seconds - compiling)
-        labels = self._split.evaluation.labels
+        labels, params = self._split.evaluation.labels, state.evaluated()
         test = mean_scores(
-            lambda batch: self._model.scores(state.params, (self._model.frozen, *batch)),
+            lambda batch: self._model.scores(params, (self._model.frozen, *batch)),
             (
                 ((*self._evaluation.batch(filled), labels[filled]), len(chosen))
                 for chosen, filled in self._evaluation.chunks()
@@ -172,6 +212,7 @@ class FineTuning(Comparison):
         self._note(state, steps, history)
         last = history["evaluations"][-1]
         ends = [abs(value) for name, value in history["trace"][-1].items() if name != "step"]
+        imbalances = {} if self._full else {"imbalance": float(np.mean(ends))}
         seconds = sum(entry["wall_seconds"] for entry in history["evaluations"])
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -179,13 +220,13 @@ class FineTuning(Comparison):
             **history,
             "final": {
                 **{key: last[key] for key in ("test_top1", "test_loss", "train_loss")},
-                "imbalance": float(np.mean(ends)),
+                **imbalances,
                 "seconds_per_step": seconds / steps,
             },
         }
 
     def _note(self, state: TrainState, step: int, history: History) -> None:
-        found = imbalance(state.params)
+        found = {} if self._full else imbalance(state.evaluated())
         values = {name: float(value) for name, value in found.items()}
         history["trace"].append({"step": step, **values})
 
@@ -206,8 +247,8 @@ class FineTuning(Comparison):
         graph, weights = nnx.split(self._pretrained.encoder)
 
         @jax.jit
-        def pooled(weights: nnx.State, ids: Any, mask: Any) -> jax.Array:
-            return bert.mean_pool(nnx.merge(graph, weights)(ids, mask), mask)
+        def pooled(weights: nnx.State, ids: Any, mask: Any, types: Any) -> jax.Array:
+            return bert.mean_pool(nnx.merge(graph, weights)(ids, mask, types), mask)
 
         features = np.empty((len(tokens.lengths), self._pretrained.encoder.config.hidden_size))
         for chosen, filled in tokens.chunks():
@@ -215,15 +256,22 @@ class FineTuning(Comparison):
         return features
 
     def _sample(self, seed: int) -> text.Examples:
-        return text.k_shot(self._split.pool, self._settings.shots, self._task, seed)
+        return self._split.sample(seed)
 
     def _tokenize(self, examples: text.Examples) -> text.Tokens:
         return text.tokenize(self._pretrained.tokenizer, examples.sentences, self._settings.length)
 
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer."""
-        tx = optimizer(spec, self._settings.steps)
-        return Trainer(self._model.init, self._model.loss, tx)
+        tx, share = optimizer(spec, self._settings.steps), spec.method.ascent_share
+        return Trainer(
+            self._model.init, self._model.loss, tx, ascent_share=share, part_of=_first_examples
+        )
+
+
+def _first_examples(batch: Any, share: float) -> Any:
+    """A share of a batch, whose first entry are the frozen weights."""
+    return batch[0], *first_rows(batch[1:], share)
 
 
 @jax.jit

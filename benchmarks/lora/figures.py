@@ -23,7 +23,9 @@ def write(folder: Path, runs: Runs, title: str) -> None:
     drawings = {"accuracy": lambda: _accuracy(runs, colours)}
     if trained:
         drawings["learning_curves"] = lambda: _learning_curves(trained, colours)
-        drawings["balancedness"] = lambda: _balancedness(trained, colours)
+        record = next(iter(next(iter(trained.values())).values()))
+        if record["config"]["adapter"] in _MEASURES:
+            drawings["balancedness"] = lambda: _balancedness(trained, colours)
     save(folder, drawings, title)
 
 

@@ -7,7 +7,7 @@ import optax
 
 import samax
 from benchmarks.core.methods import Method, MethodSpec, select
-from benchmarks.models.lora import is_adapter
+from benchmarks.models.lora import FULL, is_adapter
 
 PAPER_STEPS = 1000
 """Iterations in the papers, over which alpha decays from alpha_0 to 0."""
@@ -19,6 +19,8 @@ BASELINE = "adamw"
 _BAR = "arXiv 2410.14802: 0.5, 1 or 2"
 _RATES = {"lr": (1e-4, 5e-4)}
 _ALPHAS = {**_RATES, "alpha": (0.5, 2.0)}
+_RADII = {**_RATES, "rho": (0.05, 0.2)}
+_FULL_RATES = {"lr": (1e-5, 2e-4)}
 METHODS: dict[str, Method] = {
     PROBE: Method(optax.identity, {}, "logistic regression on the frozen features", gradients=0),
     BASELINE: select("sgd", {"lr": 5e-4}, "arXiv 2410.14802: 1e-4, 3e-4, 5e-4", search=_RATES),
@@ -28,7 +30,7 @@ METHODS: dict[str, Method] = {
         {"lr": 5e-4, "rho": 0.05},
         "arXiv 2410.14802: rho 0.05, 0.1 or 0.2",
         factory=functools.partial(samax.sam, mask=is_adapter),
-        search={**_RATES, "rho": (0.05, 0.2)},
+        search=_RADII,
     ),
     "nbar": select("nbar", {"lr": 5e-4, "alpha": 1.0}, _BAR, search=_ALPHAS),
     "obar": select("obar", {"lr": 5e-4, "alpha": 1.0}, _BAR, search=_ALPHAS),
@@ -38,7 +40,39 @@ METHODS: dict[str, Method] = {
         "arXiv 2508.10435: 0.1 for TR-ResNet-32",
         search={**_RATES, "alpha": (0.01, 0.5)},
     ),
+    # As SAM's, at one gradient; and with the first of a quarter of the batch.
+    "stale_sam": select(
+        "stale_sam",
+        {"lr": 5e-4, "rho": 0.05},
+        "SAM's",
+        factory=functools.partial(samax.stale_sam, mask=is_adapter),
+        search=_RADII,
+    ),
+    "sam_quarter": select(
+        "sam",
+        {"lr": 5e-4, "rho": 0.05},
+        "SAM's",
+        factory=functools.partial(samax.sam, mask=is_adapter),
+        gradients=1.25,
+        ascent_share=0.25,
+        search=_RADII,
+    ),
 }
+
+
+def table(adapter: str) -> dict[str, Method]:
+    """Returns the rows; of full fine-tuning those that need no adapters, at lower rates."""
+    if adapter != FULL:
+        return METHODS
+    # The factory's mask is of adapters: everything is perturbed here.
+    rows = {name: METHODS[name] for name in (PROBE, BASELINE)}
+    for name in (BASELINE, "sam"):
+        row = METHODS[name]
+        search = {**row.search, **_FULL_RATES}
+        rows[name] = dataclasses.replace(
+            row, defaults={**row.defaults, "lr": 5e-5}, source="chosen here", search=search
+        )
+    return {**rows, "sam": dataclasses.replace(rows["sam"], factory=samax.sam)}
 
 
 def optimizer(spec: MethodSpec, steps: int) -> optax.GradientTransformationExtraArgs:

@@ -15,7 +15,8 @@ from benchmarks.core.methods import parse_method
 from benchmarks.core.records import Record, Runs, by_method, read_comparison
 from benchmarks.data.text import TASKS
 from benchmarks.lora import figures
-from benchmarks.lora.methods import BASELINE, METHODS, PAPER_STEPS
+from benchmarks.lora.methods import BASELINE, METHODS, PAPER_STEPS, table
+from benchmarks.models.lora import FULL
 
 _OBAR_BELOW = 0.6
 
@@ -25,12 +26,20 @@ _NOTES = (
     "resolved where its 95 % interval (Student's t) excludes 0. Accuracy is the last iteration's, "
     "on {evaluated}.",
     "`probe`: logistic regression on the mean-pooled features of the frozen encoder, the same "
-    "examples. The others train {adapter} (rank {rank}, alpha {lora_alpha:g}) of query and value "
-    "and the classifier with AdamW (weight decay {weight_decay:g}, constant learning rate) and no "
-    "dropout; alpha decays linearly to 0. Iterations are {steps} where the papers have {paper}: "
-    "alpha is multiplied by {factor:g}, so that the sum of alpha_t eta_t is the papers'. SAM "
-    "perturbs the adapters and not the classifier.",
-    "{measure}. What a step costs is measured by `benchmarks.step_time`.",
+    "examples. The others train {trained} with AdamW (weight decay {weight_decay:g}, constant "
+    "learning rate) and no dropout.{balancing} What a step costs is measured by "
+    "`benchmarks.step_time`.",
+)
+_TRAINED = {
+    "lora": "LoRA (rank {rank}, alpha {lora_alpha:g}) of query and value and the classifier",
+    "flora": "adapters of three cores (FLoRA, rank {rank}, alpha {lora_alpha:g}) of query and "
+    "value and the classifier",
+    FULL: "all weights",
+}
+_BALANCING = (
+    " Alpha decays linearly to 0. Iterations are {steps} where the papers have {paper}: alpha is "
+    "multiplied by {factor:g}, so that the sum of alpha_t eta_t is the papers'. SAM perturbs the "
+    "adapters and not the classifier. {measure}."
 )
 _MEASURES = {
     "lora": "Balancedness is (||A||^2 - ||B||^2) / 2 of an adapter; abs B is the mean of its "
@@ -38,6 +47,7 @@ _MEASURES = {
     "flora": "The norm deviation is Q = sum (||G_k||^2 - mean)^2 of an adapter's three cores, its "
     "mean over all adapters at the end; the ratio to AdamW's is the mean over seeds",
 }
+_NAMES = {"lora": "LoRA", "flora": "FLoRA", FULL: "full fine-tuning"}
 _COLUMNS = {"lora": "end abs B", "flora": "end Q"}
 
 
@@ -47,7 +57,7 @@ def write(folder: Path) -> str:
     Returns the text of the summary.
     """
     records = read_comparison(folder)
-    runs = by_method(records, METHODS)
+    runs = by_method(records, table(records[0]["config"]["adapter"]))
     rows = summarize(runs)
     text = to_markdown(records[0], rows, runs)
     lines = frames.csv(map(frames.line, records))
@@ -103,14 +113,12 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 def title(record: Record) -> tuple[str, str]:
     """Returns a comparison's subject and its settings."""
     config = record["config"]
-    heading = (
-        f"{TASKS[config['task']].title}: {config['model']}, "
-        f"{'FLoRA' if config['adapter'] == 'flora' else 'LoRA'}"
-    )
+    heading = f"{TASKS[config['task']].title}: {config['model']}, {_NAMES[config['adapter']]}"
     precision = ", the encoder in bfloat16" if config["bfloat16"] else ""
     rare = "".join(f", fewer of {label}" for label in TASKS[config["task"]].rare)
+    wrong = f", {100 * config['label_noise']:g} % wrong" if "label_noise" in config else ""
     details = (
-        f"{config['shots']} examples a class{rare} ({config['train_examples']:,} in all), "
+        f"{config['shots']} examples a class{rare}{wrong} ({config['train_examples']:,} in all), "
         f"{config['test_examples']:,} to evaluate on; {config['steps']} iterations, "
         f"batch {config['batch_size']}{precision}"
     )
@@ -120,7 +128,7 @@ def title(record: Record) -> tuple[str, str]:
 def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
     """Returns the table of methods and that of the targets, with what their columns mean."""
     config = record["config"]
-    column = _COLUMNS[config["adapter"]]
+    column = _COLUMNS.get(config["adapter"], "")
     lines = []
     for row in rows:
         minus = row.get("test_top1_minus_adamw")
@@ -132,18 +140,18 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
                 "minus AdamW": difference(minus),
                 "resolved": resolved,
                 "train loss": _mean(row.get("train_loss"), ".3f"),
-                column: _mean(row.get("imbalance"), ".3g"),
-                f"{column} / AdamW's": _mean(row.get("imbalance_ratio"), ".2f"),
+                **(_imbalances(column, row) if column else {}),
             }
         )
     terms = {
         **config,
         "evaluated": f"the {config['evaluated_on']} set",
-        "adapter": "adapters of three cores (FLoRA)" if config["adapter"] == "flora" else "LoRA",
         "paper": PAPER_STEPS,
         "factor": PAPER_STEPS / config["steps"],
-        "measure": _MEASURES[config["adapter"]],
+        "measure": _MEASURES.get(config["adapter"], ""),
     }
+    terms["trained"] = _TRAINED[config["adapter"]].format(**terms)
+    terms["balancing"] = _BALANCING.format(**terms) if column else ""
     heading, details = title(record)
     made_on = frames.made_on(record, "jax", "flax", "optax")
     claims = targets(rows)
@@ -156,6 +164,13 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         *frames.fill(*(note.format(**terms) for note in _NOTES)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _imbalances(column: str, row: dict[str, Any]) -> dict[str, str]:
+    return {
+        column: _mean(row.get("imbalance"), ".3g"),
+        f"{column} / AdamW's": _mean(row.get("imbalance_ratio"), ".2f"),
+    }
 
 
 def _resolved(minus: dict[str, Any]) -> bool | None:

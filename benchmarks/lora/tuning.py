@@ -4,7 +4,7 @@ from benchmarks.core import tuning
 from benchmarks.core.methods import MethodSpec
 from benchmarks.core.records import Record
 from benchmarks.lora.experiment import FineTuning
-from benchmarks.lora.methods import METHODS
+from benchmarks.lora.methods import table
 
 HELD_OUT = 500
 """About how many examples of the pool the search evaluates on, and never trains on."""
@@ -16,4 +16,5 @@ def tune(name: str, comparison: FineTuning, trials: int) -> MethodSpec:
     def error(record: Record) -> float:
         return -record["final"]["test_top1"]
 
-    return tuning.tune(name, comparison, trials, METHODS, error=error, seed=0, unit="part")
+    rows = table(comparison.shared["adapter"])
+    return tuning.tune(name, comparison, trials, rows, error=error, seed=0, unit="part")

@@ -101,12 +101,15 @@ class Bert(nnx.Module):
             *(Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers))
         )
 
-    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, ids: jax.Array, mask: jax.Array, types: jax.Array | None = None
+    ) -> jax.Array:
         """Returns the last hidden states.
 
         Args:
-            ids: Token ids of single sentences, int32 of shape (N, T).
+            ids: Token ids of single sentences, or pairs, int32 of shape (N, T).
             mask: True for tokens and False for padding, of shape (N, T).
+            types: 1 for the tokens of a pair's second sentence, else 0; None is 0 for all.
 
         Returns:
             Hidden states of shape (N, T, hidden size); those of padding mean nothing.
@@ -116,7 +119,9 @@ class Bert(nnx.Module):
         """
         check_length(ids.shape[1], self.config, "the sequences' length")
         x = self.word_embeddings(ids) + self.position_embeddings(jnp.arange(ids.shape[1]))
-        x = self.norm(x + self.token_type_embeddings(jnp.zeros_like(ids)))
+        x = self.norm(
+            x + self.token_type_embeddings(jnp.zeros_like(ids) if types is None else types)
+        )
         for block in self.encoder.layers:
             x = block(x, mask)
         return x

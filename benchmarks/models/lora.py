@@ -68,6 +68,10 @@ ADAPTERS = {
 """Adapters by name: builders from (inputs, rank, outputs, rngs)."""
 
 
+FULL = "full"
+"""In an adapter's place: the encoder's own weights train."""
+
+
 def adapt(encoder: Bert, adapter: str, *, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
     """Attaches adapters to query and value of every block, in place."""
     build = ADAPTERS[adapter]
@@ -108,9 +112,11 @@ class SentenceClassifier(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps (N, T) token ids with their mask to float32 logits (N, classes)."""
-        return self.classifier(mean_pool(self.encoder(ids, mask), mask))
+    def __call__(
+        self, ids: jax.Array, mask: jax.Array, types: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps (N, T) token ids with their mask and types to float32 logits (N, classes)."""
+        return self.classifier(mean_pool(self.encoder(ids, mask, types), mask))
 
 
 def is_adapter(params: Any) -> Any:
@@ -126,33 +132,34 @@ class SentenceTask:
     There is no dropout: a step is a function of the state and the batch.
     """
 
-    def __init__(self, build_model: Callable[[int], nnx.Module]):
+    def __init__(self, build_model: Callable[[int], nnx.Module], trained: Any = TRAINED):
         """Builds the model once for its structure and its frozen weights, kept as `frozen`.
 
-        `build_model` maps a seed to a model of ids and mask, whose frozen weights do not depend on
-        the seed.
+        `build_model` maps a seed to a model of ids, mask and types, whose frozen weights do not
+        depend on the seed; `trained` is the filter of the others.
         """
-        self._build_model = build_model
+        self._build_model, self._trained = build_model, trained
         self.graph: nnx.GraphDef
-        self.graph, *states = nnx.split(build_model(0), TRAINED, ...)
+        self.graph, *states = nnx.split(build_model(0), trained, ...)
         self.frozen: nnx.State = states[1]
         self.scores = jax.jit(self._scores)
 
     def init(self, seed: int) -> tuple[nnx.State, tuple[()]]:
-        """Returns fresh adapters and classifier; no step changes anything else."""
-        return nnx.state(self._build_model(seed), TRAINED), ()
+        """Returns fresh weights of those that train; no step changes anything else."""
+        # Copies: pretrained ones are every seed's start, and steps donate what they are given.
+        return jax.tree.map(jnp.copy, nnx.state(self._build_model(seed), self._trained)), ()
 
     def loss(
         self, params: nnx.State, inputs: Any
     ) -> tuple[jax.Array, tuple[tuple[()], dict[str, jax.Array]]]:
-        """Returns the mean loss and the accuracy on a batch: frozen weights, ids, mask, labels."""
+        """Returns the mean loss and the accuracy on a batch: frozen weights, inputs, labels."""
         found = self._scores(params, inputs[1])
         return found["loss"].mean(), ((), {"train_top1": jnp.mean(found["top1"])})
 
     def _scores(self, params: nnx.State, batch: Any) -> dict[str, jax.Array]:
         """Returns each sentence's loss, and whether it is told right."""
-        frozen, ids, mask, labels = batch
-        logits = nnx.merge(self.graph, params, frozen, copy=True)(ids, mask)
+        frozen, *inputs, labels = batch
+        logits = nnx.merge(self.graph, params, frozen, copy=True)(*inputs)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": losses, "top1": logits.argmax(-1) == labels}
 
@@ -166,7 +173,8 @@ def build_classifier(
     rank: int = 8,
     alpha: float = 16.0,
 ) -> SentenceClassifier:
-    """Puts adapters and a classifier on a copy of the encoder, whose arrays are shared."""
+    """Puts adapters, or with `FULL` none, and a classifier on a copy that shares the arrays."""
     model, rngs = nnx.clone(encoder), nnx.Rngs(seed)
-    adapt(model, adapter, rank=rank, alpha=alpha, rngs=rngs)
+    if adapter != FULL:
+        adapt(model, adapter, rank=rank, alpha=alpha, rngs=rngs)
     return SentenceClassifier(model, num_classes, rngs=rngs)

@@ -37,7 +37,7 @@ def test_hidden_states_are_those_of_the_reference_implementation():
     reference = json.loads(FIXTURE.read_text())
     tokens = text.tokenize(text.load_tokenizer(folder), np.array(reference["sentences"]), 64)
     mask = np.array(reference["attention_mask"], bool)
-    ids, found_mask = (array[:, : mask.shape[1]] for array in tokens.batch(np.arange(3)))
+    ids, found_mask = (array[:, : mask.shape[1]] for array in tokens.batch(np.arange(3))[:2])
     np.testing.assert_array_equal(ids, reference["token_ids"])
     np.testing.assert_array_equal(found_mask, mask)
     hidden = hidden_states(bert.load(folder), ids, mask)

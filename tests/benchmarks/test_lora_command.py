@@ -7,6 +7,7 @@ import sqlite3
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.core import command as commands
@@ -14,6 +15,7 @@ from benchmarks.core.records import read_record, read_records
 from benchmarks.core.training import Trainer
 from benchmarks.data import text
 from benchmarks.lora import __main__ as lora
+from benchmarks.lora import overview
 from benchmarks.lora import report as lora_report
 from benchmarks.lora import tuning as lora_tuning
 from benchmarks.models import bert
@@ -103,7 +105,7 @@ def test_the_probe_is_logistic_regression_on_pooled_features(finished, files):
 
     def features(examples):
         tokens = text.tokenize(tokenizer, examples.sentences, 16)
-        ids, mask = tokens.batch(np.arange(len(examples.labels)))
+        ids, mask, _ = tokens.batch(np.arange(len(examples.labels)))
         return np.asarray(bert.mean_pool(model(ids, mask), mask))
 
     classifier = LogisticRegression(max_iter=10_000).fit(features(train), train.labels)
@@ -252,3 +254,55 @@ def test_missing_packages_are_told_with_the_command(tmp_path, files, capsys, mon
     error = capsys.readouterr().err
     assert "tokenizers" in error
     assert "pip install -e '.[bench,lora]'" in error
+
+
+def test_tasks_with_splits_and_their_overview(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(text, "FEW_SHOT", ("SST-2", "RTE"))
+    for name in text.FEW_SHOT:
+        task = text.TASKS[name]
+        second = "the story" if name == "RTE" else ""
+        rows = [f"a film\t{second}\t{task.labels[i % 2]}" for i in range(12)]
+        content = "\n".join(["sentence1\tsentence2\tlabel", *rows]) + "\n"
+        for seed in text.SPLITS:
+            folder = tmp_path / "data" / name / f"512-{seed}"
+            folder.mkdir(parents=True)
+            for part in (task.train, task.dev):
+                (folder / part).write_text(content)
+        (tmp_path / "data" / name / task.test).write_text(content)
+    argv = [*SMALL, "--model", str(files / "model"), "--data", str(tmp_path / "data")]
+    argv += ["--task=all", "--seeds=2", "--steps=2", "--eval-every=2", "--label-noise=0.25"]
+    argv += ["--methods=adamw,stale_sam,sam_quarter", "--tune", "--trials=1"]
+    assert lora.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    folders = [tmp_path / "out" / name for name in text.FEW_SHOT]
+    record = read_record(next((folders[1] / "runs").glob("sam_quarter*_seed1.json")))
+    assert record["config"]["label_noise"] == 0.25
+    assert record["config"]["evaluated_on"] == "test"
+    for path in (folders[1] / "tuning" / "runs").glob("*.json"):
+        assert read_record(path)["config"]["evaluated_on"] == "dev"
+    capsys.readouterr()
+    assert overview.main([*map(str, folders), "--out", str(tmp_path / "overview")]) == 0
+    assert "# 2 few-shot tasks, model, 25 % wrong training labels" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "overview" / "summary.json").read_text())
+    assert rows["stale_sam"]["minus_adamw"]["seeds"] == 4
+    gains = [np.subtract(_top1(each, "stale_sam"), _top1(each, "adamw")) for each in folders]
+    assert rows["stale_sam"]["minus_adamw"]["mean"] == pytest.approx(np.mean(gains))
+    assert overview.main([str(folders[0]), str(folders[0])]) == 2
+    assert "another folder has the task 'SST-2'" in capsys.readouterr().err
+    assert lora.main([*argv, "--seeds=6"]) == 2
+    assert "SST-2 has 5 splits" in capsys.readouterr().err
+
+
+def _top1(folder, name):
+    paths = sorted((folder / "runs").glob(f"{name}*.json"))
+    return [read_record(path)["final"]["test_top1"] for path in paths]
+
+
+def test_full_fine_tuning_trains_all_and_has_no_adapters(command, tmp_path, capsys):
+    assert lora.main(command(tmp_path, "--adapter=full", "--methods=adamw,sam")) == 0
+    printed = capsys.readouterr().out
+    assert "full fine-tuning" in printed
+    assert "abs B" not in printed
+    found = read_record(tmp_path / "runs" / "sam_seed0.json")
+    whole = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(encoder(layers=1), nnx.Param)))
+    assert found["parameters"] == whole + 2 * 16 + 2
+    assert lora.main(command(tmp_path, "--adapter=full", "--methods=nbar")) == 2
