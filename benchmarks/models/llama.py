@@ -170,8 +170,30 @@ class Llama(nnx.Module):
             cache: Of earlier tokens.
             at: The place in the cache of the first of these.
         """
-        x, first, caches = self.embed(ids), 0, []
-        for stack in self.stacks:
+        x, cache = self._through(self.stacks, self.embed(ids), positions, mask, cache, at)
+        return self.norm(x), cache
+
+    def below(self, ids: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+        """Returns what the last stack sees: what no adapter changes."""
+        return self._through(self.stacks[:-1], self.embed(ids), positions, mask, None, 0)[0]
+
+    def above(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+        """Maps what the last stack sees to logits."""
+        return self.logits(
+            self.norm(self._through(self.stacks[-1:], x, positions, mask, None, 0)[0])
+        )
+
+    def _through(
+        self,
+        stacks: Sequence[Any],
+        x: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        cache: Cache | None,
+        at: Any,
+    ) -> tuple[jax.Array, Cache | None]:
+        first, caches = 0, []
+        for stack in stacks:
             graph, layers = nnx.split(stack)
 
             def block(x: jax.Array, layer: Any, graph: Any = graph) -> Any:
@@ -186,7 +208,7 @@ class Llama(nnx.Module):
             first = last
         if cache is not None:
             cache = Cache(*(jnp.concatenate(parts) for parts in zip(*caches, strict=True)))
-        return self.norm(x), cache
+        return x, cache
 
     def __call__(self, ids: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
         """Maps token ids (N, T) to float32 logits (N, T, vocabulary)."""
@@ -236,7 +258,6 @@ class Generated(NamedTuple):
     scores: Any  # of shape (N,): the log-probability / length^penalty
 
 
-@functools.partial(nnx.jit, static_argnames=("new_tokens", "beams", "length_penalty"))
 def generate(
     model: Llama,
     ids: jax.Array,
@@ -261,6 +282,20 @@ def generate(
         beams: Continuations that are kept at each step.
         length_penalty: What the power of the length is by which log-probabilities are divided.
     """
+    options = {"new_tokens": new_tokens, "beams": beams, "length_penalty": length_penalty}
+    return _generate(model, ids, lengths, end, **options)
+
+
+def _search(
+    model: Llama,
+    ids: jax.Array,
+    lengths: jax.Array,
+    end: jax.Array,
+    *,
+    new_tokens: int,
+    beams: int,
+    length_penalty: float,
+) -> Generated:
     rows, prompt = ids.shape
     longest = prompt + new_tokens
     place = jnp.arange(longest)
@@ -309,6 +344,9 @@ def generate(
     scores = scores / sizes**length_penalty
     best = scores.argmax(-1)[:, None]
     return Generated(tokens[row, best][:, 0], scores[row, best][:, 0])
+
+
+_generate: Any = nnx.jit(_search, static_argnames=("new_tokens", "beams", "length_penalty"))
 
 
 def model_file() -> Path:

@@ -1,0 +1,361 @@
+"""A decoder's adapters trained to say triples: a part is what is trained until an evaluation."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import samax
+from benchmarks.core import records
+from benchmarks.core.comparison import Comparison, Run
+from benchmarks.core.methods import MethodSpec
+from benchmarks.core.runs import History, Tick
+from benchmarks.core.timing import compute_clock
+from benchmarks.core.training import Trainer, TrainState
+from benchmarks.data import webnlg
+from benchmarks.data.webnlg import Entry, Packed
+from benchmarks.generation.methods import GROUPS, WEIGHT_DECAY, optimizer
+from benchmarks.models import llama
+from benchmarks.models.lora import TRAINED, adapt_stack
+
+if TYPE_CHECKING:
+    from benchmarks.generation.__main__ import Configuration
+
+TRACE_EVERY = 10
+SHOWN = 5
+_DECIDED = (
+    "steps",
+    "eval_every",
+    "batch_size",
+    "length",
+    "layers",
+    "rank",
+    "lora_alpha",
+    "bfloat16",
+    "test_sets",
+    "new_tokens",
+    "beams",
+    "length_penalty",
+)
+_DATA_SEED = 0  # of which sets of triples are evaluated on
+
+
+class Pretrained(NamedTuple):
+    """A decoder's weights and tokenizer."""
+
+    name: str
+    crc32: int
+    config: llama.LlamaConfig
+    tensors: Any
+    tokenizer: Any
+    end: int
+
+
+def load_pretrained(path: Path | None) -> Pretrained:
+    """Loads SmolLM2-135M-Instruct, or the model of a GGUF file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModuleNotFoundError: A package is missing.
+        ValueError: The file does not fit this code.
+    """
+    place = llama.model_file() if path is None else path
+    config, tensors, fields = llama.read(place)
+    tokenizer = llama.load_tokenizer(fields)
+    end = fields["tokenizer.ggml.eos_token_id"]
+    name = llama.NAME if path is None else place.stem
+    return Pretrained(name, zlib.crc32(place.read_bytes()), config, tensors, tokenizer, end)
+
+
+class DecoderTask:
+    """What a `Trainer` is given: the frozen weights are part of each batch, never differentiated.
+
+    What the last stack sees is computed once a step, before the first gradient: no adapter
+    changes it.
+    """
+
+    def __init__(self, model: llama.Llama, *, rank: int, alpha: float):
+        """Takes the decoder, whose last stack gets the adapters."""
+        self._model, self._rank, self._alpha = model, rank, alpha
+        self._graph: nnx.GraphDef
+        self._graph, *states = nnx.split(self._adapted(0), TRAINED, ...)
+        # Adapters of no matter which values: nothing below them changes with them.
+        self._any, self.frozen = states
+
+    def _adapted(self, seed: int) -> llama.Llama:
+        model = nnx.clone(self._model)
+        adapt_stack(model.stacks[-1], rank=self._rank, alpha=self._alpha, rngs=nnx.Rngs(seed))
+        return model
+
+    def init(self, seed: int) -> tuple[nnx.State, tuple[()]]:
+        """Returns fresh adapters; no step changes anything else."""
+        return jax.tree.map(jnp.copy, nnx.state(self._adapted(seed), TRAINED)), ()
+
+    def model(self, params: nnx.State, frozen: nnx.State) -> llama.Llama:
+        """Returns the decoder with its adapters."""
+        return nnx.merge(self._graph, params, frozen, copy=True)
+
+    def batch(self, data: tuple[nnx.State, Packed], index: Any) -> Any:
+        """Returns a step's batch, with what the last stack sees of it.
+
+        Args:
+            data: The frozen weights, and rows.
+            index: Unused: the rows are those of one step.
+        """
+        frozen, rows = data
+        mask = llama.causal_mask(rows.segments)
+        below = self.model(self._any, frozen).below(rows.ids, rows.positions, mask)
+        return frozen, below, rows
+
+    def loss(self, params: nnx.State, inputs: Any) -> tuple[jax.Array, tuple[tuple[()], Any]]:
+        """Returns the mean loss of the texts' tokens, in nats."""
+        frozen, below, rows = inputs[1]
+        logits = self.model(params, frozen).above(
+            below, rows.positions, llama.causal_mask(rows.segments)
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], rows.ids[:, 1:])
+        learned = rows.learned[:, 1:]
+        return jnp.sum(losses * learned) / jnp.maximum(learned.sum(), 1), ((), {})
+
+
+class Generation(Comparison):
+    """Runs methods and seeds; the seed decides the adapters' start and the order of the rows."""
+
+    entries = "evaluations"
+    packages = ("tokenizers", "sacrebleu")
+
+    def __init__(
+        self,
+        data: dict[str, list[Entry]],
+        pretrained: Pretrained,
+        arguments: Configuration,
+        folder: Path,
+    ):
+        """Packs the data.
+
+        Raises:
+            ValueError: The model has fewer layers, no example is short enough, or the folder holds
+                records of another comparison.
+        """
+        self.folder, self._settings, self._pretrained = folder, arguments, pretrained
+        config = pretrained.config
+        top = arguments.layers or config.num_layers
+        dtype = jnp.bfloat16 if arguments.bfloat16 else jnp.float32
+        model = llama.load(config, pretrained.tensors, dtype=dtype, top=top, remat=arguments.remat)
+        self._task = DecoderTask(model, rank=arguments.rank, alpha=arguments.lora_alpha)
+        rng = np.random.default_rng(_DATA_SEED)
+        order = rng.permutation(len(data["train"]))
+        self._train, left_out = self._packed([data["train"][i] for i in order])
+        if len(self._train.ids) < arguments.batch_size:
+            raise ValueError(
+                f"--batch-size {arguments.batch_size} is more than the {len(self._train.ids)} rows."
+            )
+        dev, _ = self._packed([data["dev"][i] for i in rng.permutation(len(data["dev"]))])
+        self._dev = Packed(*(array[: arguments.dev_rows] for array in dev))
+        seen = {entry.category for entry in data["train"]}
+        chosen = _balanced([entry.category in seen for entry in data["test"]], arguments.test_sets)
+        self.test = [data["test"][i] for i in chosen]
+        self._seen = [entry.category in seen for entry in self.test]
+        self.shared = {
+            **{name: getattr(arguments, name) for name in _DECIDED},
+            "dev_rows": len(self._dev.ids),
+            "model": pretrained.name,
+            "model_crc32": pretrained.crc32,
+            "data_crc32": zlib.crc32(repr(data).encode()),
+            "train_rows": len(self._train.ids),
+            "left_out": left_out,
+            "weight_decay": WEIGHT_DECAY,
+        }
+        records.check_folder(folder, self.shared)
+        self.trainers = {}
+        steps, every = arguments.steps, arguments.eval_every
+        self._ends = [0, *range(every, steps, every), steps]
+        self._loss = jax.jit(
+            lambda params, data: self._task.loss(params, ((), self._task.batch(data, 0)))[0]
+        )
+
+    def parts(self, run: Run) -> list[float]:
+        """Returns the gradients until each evaluation."""
+        return [run[0].gradients * steps for steps in np.diff(self._ends).tolist()]
+
+    def start(self, run: Run) -> tuple[TrainState, History]:
+        """Returns fresh adapters."""
+        history: History = {"resumed_after_steps": [], "evaluations": [], "trace": []}
+        return self.trainer(run[0]).init(run[1]), history
+
+    def resume(self, history: History) -> None:
+        """Notes after which step the run goes on."""
+        history["resumed_after_steps"].append(history["evaluations"][-1]["step"])
+
+    def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
+        """Trains until the next evaluation, and evaluates on the development rows."""
+        spec, seed = run
+        trainer, start, end = self.trainer(spec), *self._ends[part : part + 2]
+        losses, seconds, tokens = [], 0.0, 0
+        for step in range(start, end):
+            if step % TRACE_EVERY == 0:
+                self._note(state, step, history)
+            rows = self._rows(seed, step)
+            data = self._task.frozen, rows
+            trainer.compile(state, data)
+            before = compute_clock()
+            state, values = trainer.train(state, data)
+            seconds += compute_clock() - before
+            tokens += int((rows.segments > 0).sum())
+            losses.append(values["train_loss"])
+            tick((step + 1 - start) / (end - start))
+        history["evaluations"].append(
+            {
+                "step": end,
+                "train_loss": float(np.mean(losses, dtype=np.float64)),
+                "dev_loss": self._dev_loss(state.evaluated()),
+                "seconds": seconds,
+                "tokens": tokens,
+            }
+        )
+        return state
+
+    def status(self, history: History) -> str:
+        """Returns the losses after the last part."""
+        last = history["evaluations"][-1]
+        return f"train {last['train_loss']:.3f}, dev {last['dev_loss']:.3f}"
+
+    def final(self, run: Run, state: TrainState, history: History) -> dict[str, Any]:
+        """Returns the record's own part, with the texts that the trained decoder generates."""
+        self._note(state, self._settings.steps, history)
+        texts = self.generate(state.evaluated())
+        evaluations = history["evaluations"]
+        seconds = sum(entry["seconds"] for entry in evaluations)
+        ends = [abs(np.asarray(v)) for k, v in history["trace"][-1].items() if k != "step"]
+        return {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "compile_seconds": self.trainer(run[0]).compile_seconds,
+            **history,
+            "texts": texts,
+            "examples": [
+                {"prompt": entry.prompt().strip(), "references": list(entry.texts), "text": text}
+                for entry, text in zip(self.test[:SHOWN], texts, strict=False)
+            ],
+            "final": {
+                "train_loss": evaluations[-1]["train_loss"],
+                "dev_loss": evaluations[-1]["dev_loss"],
+                **self.scores(texts),
+                "imbalance": float(np.mean(ends)),
+                "seconds_per_step": seconds / self._settings.steps,
+                "tokens_per_second": sum(e["tokens"] for e in evaluations) / seconds,
+            },
+        }
+
+    def generate(self, params: nnx.State) -> list[str]:
+        """Returns the decoder's text of each set of triples that is tested."""
+        tokenizer, settings = self._pretrained.tokenizer, self._settings
+        prompts = [tokenizer.encode(entry.prompt()).ids for entry in self.test]
+        longest = max(map(len, prompts))
+        model = self._task.model(params, self._task.frozen)
+        found: list[str] = []
+        for first in range(0, len(prompts), settings.generation_batch):
+            part = prompts[first : first + settings.generation_batch]
+            ids = np.zeros((settings.generation_batch, longest), np.int32)
+            lengths = np.ones(settings.generation_batch, np.int32)
+            for row, prompt in enumerate(part):
+                ids[row, longest - len(prompt) :] = prompt
+                lengths[row] = len(prompt)
+            made = llama.generate(
+                model,
+                jnp.asarray(ids),
+                jnp.asarray(lengths),
+                end=self._pretrained.end,
+                new_tokens=settings.new_tokens,
+                beams=settings.beams,
+                length_penalty=settings.length_penalty,
+            )
+            rows = np.asarray(made.ids)[: len(part)].tolist()
+            found += [tokenizer.decode(_until(row, self._pretrained.end)).strip() for row in rows]
+        return found
+
+    def scores(self, texts: Sequence[str]) -> dict[str, float]:
+        """Returns BLEU, chrF++ and TER over all, seen and unseen categories, by sacrebleu."""
+        found: dict[str, float] = {}
+        for name, wanted in (("all", (True, False)), ("seen", (True,)), ("unseen", (False,))):
+            chosen = [i for i, seen in enumerate(self._seen) if seen in wanted]
+            references = [self.test[i].texts for i in chosen]
+            if not chosen:
+                continue
+            scores = corpus_scores([texts[i] for i in chosen], references)
+            found |= {f"{metric}_{name}": value for metric, value in scores.items()}
+        return found
+
+    def make_trainer(self, spec: MethodSpec) -> Trainer:
+        """Makes the method's trainer."""
+        tx = optimizer(spec, self._settings.steps)
+        return Trainer(self._task.init, self._task.loss, tx, batch=self._task.batch, scan=False)
+
+    def _packed(self, entries: list[Entry]) -> tuple[Packed, int]:
+        tokenizer = self._pretrained.tokenizer
+        encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
+        examples = webnlg.tokenize(entries, encode, self._pretrained.end)
+        return webnlg.pack(examples, self._settings.length)
+
+    def _rows(self, seed: int, step: int) -> Packed:
+        """Returns a step's rows: epochs are permutations, without the incomplete batch."""
+        size, count = self._settings.batch_size, len(self._train.ids)
+        epoch, position = divmod(step, count // size)
+        order = np.random.default_rng((seed, epoch)).permutation(count)
+        chosen = order[position * size : (position + 1) * size]
+        return Packed(*(array[chosen] for array in self._train))
+
+    def _dev_loss(self, params: nnx.State) -> float:
+        """Returns the mean loss of the development rows' texts, a batch after another."""
+        size, total, count = self._settings.batch_size, 0.0, 0
+        for first in range(0, len(self._dev.ids) - size + 1, size):
+            rows = Packed(*(array[first : first + size] for array in self._dev))
+            learned = int(rows.learned[:, 1:].sum())
+            total += learned * float(self._loss(params, (self._task.frozen, rows)))
+            count += learned
+        return total / max(count, 1)
+
+    def _note(self, state: TrainState, step: int, history: History) -> None:
+        found = _balancedness(state.evaluated())
+        values = {name: np.asarray(value).tolist() for name, value in found.items()}
+        history["trace"].append({"step": step, **values})
+
+
+def corpus_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Returns BLEU, chrF++ and TER of texts with several references each."""
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
+    most = max(map(len, references))
+    # As many streams as there are references at most; a text that has fewer has none there.
+    streams = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
+    metrics: dict[str, Any] = {"bleu": BLEU(), "chrf": CHRF(word_order=2), "ter": TER()}
+    return {
+        name: float(metric.corpus_score(list(texts), streams).score)
+        for name, metric in metrics.items()
+    }
+
+
+@jax.jit
+def _balancedness(params: nnx.State) -> dict[str, jax.Array]:
+    return samax.balancedness(params, GROUPS)
+
+
+def _balanced(seen: Sequence[bool], count: int) -> list[int]:
+    """Returns so many places, at most half of them unseen where there are enough of both."""
+    rng = np.random.default_rng(_DATA_SEED)
+    groups = [
+        rng.permutation([i for i, s in enumerate(seen) if s is kind]) for kind in (True, False)
+    ]
+    unseen = min(len(groups[1]), count // 2)
+    return sorted([*groups[0][: count - unseen].tolist(), *groups[1][:unseen].tolist()])
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
