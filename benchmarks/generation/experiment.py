@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 import samax
@@ -24,7 +23,7 @@ from benchmarks.data import webnlg
 from benchmarks.data.webnlg import Entry, Packed
 from benchmarks.generation.methods import GROUPS, WEIGHT_DECAY, optimizer
 from benchmarks.models import llama
-from benchmarks.models.lora import TRAINED, adapt_stack
+from benchmarks.models.lora import DecoderTask
 
 if TYPE_CHECKING:
     from benchmarks.generation.__main__ import Configuration
@@ -73,57 +72,6 @@ def load_pretrained(path: Path | None) -> Pretrained:
     end = fields["tokenizer.ggml.eos_token_id"]
     name = llama.NAME if path is None else place.stem
     return Pretrained(name, zlib.crc32(place.read_bytes()), config, tensors, tokenizer, end)
-
-
-class DecoderTask:
-    """What a `Trainer` is given: the frozen weights are part of each batch, never differentiated.
-
-    What the last stack sees is computed once a step, before the first gradient: no adapter
-    changes it.
-    """
-
-    def __init__(self, model: llama.Llama, *, rank: int, alpha: float):
-        """Takes the decoder, whose last stack gets the adapters."""
-        self._model, self._rank, self._alpha = model, rank, alpha
-        self._graph: nnx.GraphDef
-        self._graph, *states = nnx.split(self._adapted(0), TRAINED, ...)
-        # Adapters of no matter which values: nothing below them changes with them.
-        self._any, self.frozen = states
-
-    def _adapted(self, seed: int) -> llama.Llama:
-        model = nnx.clone(self._model)
-        adapt_stack(model.stacks[-1], rank=self._rank, alpha=self._alpha, rngs=nnx.Rngs(seed))
-        return model
-
-    def init(self, seed: int) -> tuple[nnx.State, tuple[()]]:
-        """Returns fresh adapters; no step changes anything else."""
-        return jax.tree.map(jnp.copy, nnx.state(self._adapted(seed), TRAINED)), ()
-
-    def model(self, params: nnx.State, frozen: nnx.State) -> llama.Llama:
-        """Returns the decoder with its adapters."""
-        return nnx.merge(self._graph, params, frozen, copy=True)
-
-    def batch(self, data: tuple[nnx.State, Packed], index: Any) -> Any:
-        """Returns a step's batch, with what the last stack sees of it.
-
-        Args:
-            data: The frozen weights, and rows.
-            index: Unused: the rows are those of one step.
-        """
-        frozen, rows = data
-        mask = llama.causal_mask(rows.segments)
-        below = self.model(self._any, frozen).below(rows.ids, rows.positions, mask)
-        return frozen, below, rows
-
-    def loss(self, params: nnx.State, inputs: Any) -> tuple[jax.Array, tuple[tuple[()], Any]]:
-        """Returns the mean loss of the texts' tokens, in nats."""
-        frozen, below, rows = inputs[1]
-        logits = self.model(params, frozen).above(
-            below, rows.positions, llama.causal_mask(rows.segments)
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], rows.ids[:, 1:])
-        learned = rows.learned[:, 1:]
-        return jnp.sum(losses * learned) / jnp.maximum(learned.sum(), 1), ((), {})
 
 
 class Generation(Comparison):

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from benchmarks.models.bert import Bert, mean_pool
-from benchmarks.models.llama import stacked
+from benchmarks.models.llama import Llama, causal_mask, stacked
 
 # U(-1/sqrt(n), 1/sqrt(n)) for fan-in n, which is what kaiming_uniform(a=sqrt(5)) amounts to.
 kaiming_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -162,6 +162,56 @@ class SentenceTask:
         logits = nnx.merge(self.graph, params, frozen, copy=True)(*inputs)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": losses, "top1": logits.argmax(-1) == labels}
+
+
+class DecoderTask:
+    """What a `Trainer` is given: the frozen weights are part of each batch, never differentiated.
+
+    What the last stack sees is computed once a step, before the first gradient: no adapter
+    changes it.
+    """
+
+    def __init__(self, model: Llama, *, rank: int, alpha: float):
+        """Takes the decoder, whose last stack gets the adapters."""
+        self._model, self._rank, self._alpha = model, rank, alpha
+        self._graph: nnx.GraphDef
+        self._graph, *states = nnx.split(self._adapted(0), TRAINED, ...)
+        # Adapters of no matter which values: nothing below them changes with them.
+        self._any, self.frozen = states
+
+    def _adapted(self, seed: int) -> Llama:
+        model = nnx.clone(self._model)
+        adapt_stack(model.stacks[-1], rank=self._rank, alpha=self._alpha, rngs=nnx.Rngs(seed))
+        return model
+
+    def init(self, seed: int) -> tuple[nnx.State, tuple[()]]:
+        """Returns fresh adapters; no step changes anything else."""
+        return jax.tree.map(jnp.copy, nnx.state(self._adapted(seed), TRAINED)), ()
+
+    def model(self, params: nnx.State, frozen: nnx.State) -> Llama:
+        """Returns the decoder with its adapters."""
+        return nnx.merge(self._graph, params, frozen, copy=True)
+
+    def batch(self, data: tuple[nnx.State, Any], index: Any) -> Any:
+        """Returns a step's batch, with what the last stack sees of it.
+
+        Args:
+            data: The frozen weights; and rows, with `ids`, `segments`, `positions` and `learned`,
+                each of shape (rows, length), of which the last marks the tokens to learn.
+            index: Unused: the rows are those of one step.
+        """
+        frozen, rows = data
+        mask = causal_mask(rows.segments)
+        below = self.model(self._any, frozen).below(rows.ids, rows.positions, mask)
+        return frozen, below, rows
+
+    def loss(self, params: nnx.State, inputs: Any) -> tuple[jax.Array, tuple[tuple[()], Any]]:
+        """Returns the mean loss of the texts' tokens, in nats."""
+        frozen, below, rows = inputs[1]
+        logits = self.model(params, frozen).above(below, rows.positions, causal_mask(rows.segments))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], rows.ids[:, 1:])
+        learned = rows.learned[:, 1:]
+        return jnp.sum(losses * learned) / jnp.maximum(learned.sum(), 1), ((), {})
 
 
 def build_classifier(

@@ -4,14 +4,16 @@
     python -m benchmarks.step_time --problems cnn --methods limit,sam,optax_opaque --rounds 200
     python -m benchmarks.step_time --problems tr-resnet32 --methods sam,das --batch-size 128
     python -m benchmarks.step_time --problems lora
+    python -m benchmarks.step_time --problems decoder,decoder_remat --length 96 --rank 4
     python -m benchmarks.step_time --problems costs --out benchmarks/results/method_costs
 
 `costs` has every method at its published defaults: gradients counted, FLOPs, memory and time of a
 step of a small network. The other problems hold SAM against what one would write by hand. `lora`
-is a step of all-MiniLM-L6-v2's adapters (see `benchmarks.lora`); any name of an image model is a
-problem. All methods run in one process, in turn, and are compared within each round, so that what
-else happens on the machine does not decide between them. Writes results.json, results.csv,
-summary.md and step_time.png to `--out`.
+is a step of all-MiniLM-L6-v2's adapters (see `benchmarks.lora`), `decoder` one of the adapters of
+all of SmolLM2's blocks, `decoder_remat` with the blocks computed again for their gradients; any
+name of an image model is a problem. All methods run in one process, in turn, and are compared
+within each round, so that what else happens on the machine does not decide between them. Writes
+results.json, results.csv, summary.md and step_time.png to `--out`.
 
 XLA compiles for CPU in a time that is quadratic in the number of leaves, for any optimizer. So
 10,000 leaves run operation by operation, and fewer compiled; where the minutes do not matter,
@@ -34,9 +36,9 @@ from benchmarks import models
 from benchmarks.core import command, records
 from benchmarks.core.command import Command, Names, choose
 from benchmarks.core.timing import compile_program, going_on, interleave
-from benchmarks.models import bert
+from benchmarks.models import bert, llama
 from benchmarks.step_time import costs, report
-from benchmarks.step_time.experiment import DESCRIPTIONS, Problem, lora, pytree, training
+from benchmarks.step_time.experiment import DESCRIPTIONS, Problem, decoder, lora, pytree, training
 
 # `costs` has the others; a round of all takes over a minute on the larger network.
 _METHODS = (
@@ -53,6 +55,8 @@ _FULL = tuple(_PROBLEMS)
 _PROBLEMS["lora"] = lambda c: lora(
     c.batch_size or 16, c.length, c.rank, 30, bert.load(c.model or bert.model_folder())
 )
+_PROBLEMS["decoder"] = lambda c: _decoder(c, remat=False)
+_PROBLEMS["decoder_remat"] = lambda c: _decoder(c, remat=True)
 _SMOKE: dict[str, Any] = {
     "problems": ("costs", "cnn", "pytree", "pytree_eager"),
     "methods": (
@@ -69,16 +73,18 @@ _SMOKE: dict[str, Any] = {
 class Configuration(Command):
     """What is timed, and at which size."""
 
-    # Of costs, cnn, resnet18, pytree, pytree_eager, lora and all names of image models.
+    # Of costs, cnn, resnet18, pytree, pytree_eager, lora, decoder, decoder_remat and all names of
+    # image models.
     problems: Names = _FULL
     # By default each problem's own choice.
     methods: Names = ()
     batch_size: int | None = None  # By default 64 images, or 16 sentences.
     rounds: int | None = None  # Timed rounds; by default each problem's own number.
     leaves: int | None = None  # Of both pytrees; by default 1,000, and 10,000 not compiled.
-    length: int = 64  # Of lora: tokens.
-    rank: int = 8  # Of lora: the adapters' rank.
-    model: Path | None = None  # Of lora: a BERT model's folder; by default as installed.
+    length: int = 64  # Of lora and decoder: tokens.
+    rank: int = 8  # Of lora and decoder: the adapters' rank.
+    # Of lora a BERT model's folder, of decoder a GGUF file; by default as installed.
+    model: Path | None = None
     smoke: bool = False  # Seconds instead of minutes: does it run at all?
     out: Path = Path("benchmarks/results/step_time")
 
@@ -101,6 +107,14 @@ class Configuration(Command):
             return _PROBLEMS[name](self)
         except ModuleNotFoundError as error:
             raise ValueError(f"{error}") from error
+
+
+def _decoder(arguments: Configuration, *, remat: bool) -> Problem:
+    path = arguments.model or llama.model_file()
+    config, tensors, _ = llama.read(path)
+    model = llama.load(config, tensors, remat=remat)
+    size = arguments.batch_size or 2
+    return decoder(size, arguments.length, arguments.rank, 15, model, path.stem)
 
 
 def measure(problem: Problem, methods: Sequence[str], rounds: int) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from flax import nnx
 import samax
 from benchmarks import models
 from benchmarks.core.methods import BALANCING, METHODS, parse_method
-from benchmarks.models import bert
-from benchmarks.models.lora import SentenceTask, build_classifier, is_adapter
+from benchmarks.models import bert, llama
+from benchmarks.models.lora import DecoderTask, SentenceTask, build_classifier, is_adapter
 from samax._balance.groups import Groups
 
 RHO, RATE = 0.05, 0.01
@@ -186,6 +186,42 @@ def lora(batch_size: int, length: int, rank: int, rounds: int, encoder: bert.Ber
         optimizer, base=base, rate=rate, groups=samax.lora_groups, perturbed=is_adapter
     )
     title = f"{bert.NAME}, LoRA of rank {rank}, batch {batch_size}, {length} tokens (base: AdamW)"
+    methods = ("base", "sam", *BALANCING)
+    build = _steps(make, loss_fn, (params, model_state), (task.frozen, batch))
+    return Problem(title, methods, methods, rounds, params, build)
+
+
+class Rows(NamedTuple):
+    """Tokens of whole texts, one a row."""
+
+    ids: Any
+    segments: Any
+    positions: Any
+    learned: Any
+
+
+def decoder(
+    batch_size: int, length: int, rank: int, rounds: int, model: llama.Llama, name: str
+) -> Problem:
+    """A step of fine-tuning the adapters of all of a frozen decoder's blocks with AdamW."""
+    task = DecoderTask(model, rank=rank, alpha=32.0)
+    params, model_state = task.init(0)
+    shape = batch_size, length
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, shape, dtype=np.int32)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
+    batch = Rows(*jax.device_put((ids, np.ones_like(ids), positions, np.ones(shape, bool))))
+
+    def loss_fn(params: nnx.State, inputs: Any) -> tuple[jax.Array, Any]:
+        model_state, frozen, rows = inputs
+        loss, (model_state, _) = task.loss(params, (model_state, task.batch((frozen, rows), 0)))
+        return loss, model_state
+
+    rate = 1e-3
+    groups = functools.partial(samax.lora_groups, stacked=True)
+    base = optax.adamw(rate, weight_decay=0.01)
+    make = functools.partial(optimizer, base=base, rate=rate, groups=groups)
+    again = ", blocks computed again" if model.remat else ""
+    title = f"{name}, LoRA of rank {rank}, {batch_size} x {length} tokens{again} (base: AdamW)"
     methods = ("base", "sam", *BALANCING)
     build = _steps(make, loss_fn, (params, model_state), (task.frozen, batch))
     return Problem(title, methods, methods, rounds, params, build)

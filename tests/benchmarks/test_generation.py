@@ -13,9 +13,10 @@ from benchmarks.core.records import read_record
 from benchmarks.data import webnlg
 from benchmarks.generation import __main__ as command
 from benchmarks.generation import experiment
-from benchmarks.generation.experiment import DecoderTask, Pretrained, corpus_scores
+from benchmarks.generation.experiment import Pretrained, corpus_scores
 from benchmarks.models import llama
 from benchmarks.models.llama import Llama, LlamaConfig
+from benchmarks.models.lora import DecoderTask
 
 pytestmark = pytest.mark.quick
 
