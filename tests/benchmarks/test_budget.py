@@ -138,22 +138,22 @@ def test_the_command_searches_then_compares(tmp_path, capsys):
 def test_forecasts_share_a_budget_too(tmp_path, capsys):
     argv = [
         *("--task", "airports", "--methods", "base,late_25_quarter,random_50", "--trials", "1"),
-        *("--seeds", "2", "--budget", "4", "--out", str(tmp_path)),
+        *("--seeds", "2", "--budget", "2", "--out", str(tmp_path)),
     ]
     assert command.main(argv) == 0
     assert "lowest validation error, of 1 tried" in " ".join(capsys.readouterr().out.split())
     record = read_record(tmp_path / "runs" / "late_25_quarter_seed0.json")
     assert "test_mse" not in read_record(next((tmp_path / "tuning/runs").iterdir()))["final"]
-    assert [entry["ascended"] for entry in record["epochs"]] == [0, 0, 0, 1]
+    assert [entry["ascended"] for entry in record["epochs"]] == pytest.approx([0, 0.5], abs=0.02)
     final = record["final"]
     assert final["gradients"] == pytest.approx(1.0625, abs=1e-3)
     errors = [entry["validation_mse"] for entry in record["epochs"]]
     assert final["best_epoch"] == np.argmin(errors) + 1
-    assert (final["test_mse"] == final["last_test_mse"]) is (final["best_epoch"] == 4)
+    assert (final["test_mse"] == final["last_test_mse"]) is (final["best_epoch"] == 2)
     # At random the share is nearly met, and the budget with it.
     random = read_record(tmp_path / "runs" / "random_50_seed0.json")
-    assert len(random["epochs"]) == 3
-    assert np.mean([entry["ascended"] for entry in random["epochs"]]) == pytest.approx(0.5, abs=0.1)
+    assert len(random["epochs"]) == 1
+    assert random["epochs"][0]["ascended"] == pytest.approx(0.5, abs=0.2)
 
     found = json.loads((tmp_path / "summary.json").read_text())["methods"]
     scores = {

@@ -164,6 +164,7 @@ def test_every_method_leaves_records_scores_and_texts(tiny, files, tmp_path, cap
     assert "fig | is in | town" in (tmp_path / "out" / "texts.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_numbers_it_would_have_had(tiny, files, tmp_path, monkeypatch):
     argv = [*arguments(files, tmp_path / "whole"), "--methods=sam"]
     assert command.main(argv) == 0
