@@ -19,8 +19,11 @@ from benchmarks.core.classification.report import DATA, total_seconds
 from benchmarks.core.frames import difference, mean_std, numbers, paired, percent, spread
 from benchmarks.core.records import Record, Runs, by_method, read_comparison
 
-TOP1 = "last10_test_top1"
-"""What classifiers are compared by: the test accuracy, the mean over the last ten epochs."""
+TOP1 = "test_top1"
+"""What classifiers are compared by: the last epoch's test accuracy.
+
+A mean over the last ten would reach into the early ones of a method that has few.
+"""
 
 _BUDGET = (
     "Every method has {budget} gradient evaluations of each training {unit}, in as many epochs as "
@@ -28,10 +31,9 @@ _BUDGET = (
     "seeds; a difference is paired by seed, ± its standard error. "
 )
 _IMAGES = (
-    "Top-1 is the mean over the last ten epochs. Early stopped: on one half of the test images at "
-    "the epoch that is best on the other half, the mean over both ways. NLL, ECE (15 bins) and the "
-    "accuracies with the matrices rounded to 3 bits or with noise of 5 % of their norm are the "
-    "last epoch's. "
+    "All numbers are the last epoch's, where the learning rate is 0, but for this: early stopped is "
+    "on one half of the test images at the epoch that is best on the other half, the mean over both "
+    "ways. ECE has 15 bins; 3 bits and noise of 5 % of the norm are those of the weight matrices. "
 )
 _SERIES = (
     "The errors are those of the epoch that is best on the validation part, MSE at the end those "
@@ -87,7 +89,9 @@ def _numbers(record: Record) -> dict[str, Any]:
     final = record["final"]
     if "test_mse" in final:
         return {**final, "score": -math.log(final["test_mse"]), "seconds": final["train_seconds"]}
-    return {**final, "score": final[TOP1], "seconds": total_seconds(record)}
+    train = record["epochs"][-1]["train_eval_top1"]
+    seconds = total_seconds(record)
+    return {**final, "score": final[TOP1], "train_top1": train, "seconds": seconds}
 
 
 def to_markdown(record: Record, summary: dict[str, Any], runs: Runs, tried: list[Record]) -> str:
@@ -149,7 +153,7 @@ def _classified(row: dict[str, Any]) -> dict[str, str]:
         "top-1 %": percent(row[TOP1]),
         f"minus {BASE}": difference(row.get("minus_base")),
         "early stopped": percent(row["early_stopped_top1"]),
-        "train top-1 %": percent(row["last10_train_eval_top1"]),
+        "train top-1 %": percent(row["train_top1"]),
         "NLL": mean_std(row["test_loss"], ".3f", ".3f"),
         "ECE %": percent(row["test_ece"]),
         "3 bits": percent(row["top1_3_bits"]),

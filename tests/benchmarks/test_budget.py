@@ -118,7 +118,7 @@ def test_the_command_searches_then_compares(tmp_path, capsys):
         read_record(path) for path in (tmp_path / "tuning" / "runs").glob("late_25_quarter*.json")
     ]
     assert len(tried) == 2
-    best = max(tried, key=lambda record: record["final"]["last10_test_top1"])
+    best = max(tried, key=lambda record: record["final"]["test_top1"])
     record = read_record(tmp_path / "runs" / "late_25_quarter_seed0.json")
     assert record["config"]["hyperparameters"] == best["config"]["hyperparameters"]
     assert record["final"]["gradients"] == pytest.approx(1.0625, abs=1e-3)
@@ -171,7 +171,7 @@ def summary(task, **accuracies):
     methods = {
         name: {
             "gradients": spread([COSTS[name]]),
-            "last10_test_top1": spread(values),
+            "test_top1": spread(values),
             "scores": {str(seed): value for seed, value in enumerate(values)},
         }
         for name, values in accuracies.items()
