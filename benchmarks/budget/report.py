@@ -31,9 +31,9 @@ _BUDGET = (
     "seeds; a difference is paired by seed, ± its standard error. "
 )
 _IMAGES = (
-    "All numbers are the last epoch's, where the learning rate is 0, but for this: early stopped is "
-    "on one half of the test images at the epoch that is best on the other half, the mean over both "
-    "ways. ECE has 15 bins; 3 bits and noise of 5 % of the norm are those of the weight matrices. "
+    "All numbers are the last epoch's, where the learning rate is 0, but for early stopped: on one "
+    "half of the test images at the epoch that is best on the other half, the mean over both ways. "
+    "ECE has 15 bins; 3 bits and noise of 5 % of the norm are those of the weight matrices. "
 )
 _SERIES = (
     "The errors are those of the epoch that is best on the validation part, MSE at the end those "
