@@ -232,7 +232,7 @@ def test_evaluation_counts_every_sentence_once():
     lengths = rng.integers(3, 30, 70).astype(np.int32)
     ids = np.where(np.arange(32) < lengths[:, None], rng.integers(4, 14, (70, 32)), 0)
     labels = rng.integers(0, 2, 70).astype(np.int32)
-    tokens = Tokens(ids.astype(np.int32), lengths)
+    tokens = Tokens(ids.astype(np.int32), lengths, rng.integers(0, 2, ids.shape, np.int32))
     train = Training("adamw")
     state = train.init(0)
     found = mean_scores(

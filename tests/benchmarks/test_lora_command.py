@@ -297,6 +297,7 @@ def _top1(folder, name):
     return [read_record(path)["final"]["test_top1"] for path in paths]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_trains_all_and_has_no_adapters(command, tmp_path, capsys):
     assert lora.main(command(tmp_path, "--adapter=full", "--methods=adamw,sam")) == 0
     printed = capsys.readouterr().out
