@@ -65,10 +65,6 @@ class EqualBudget(Comparison):
 
         return tunable.optimizer(spec, base, self.epochs(spec) * self.steps)
 
-    def program(self, spec: MethodSpec) -> str:
-        """Returns what methods share that differ in numbers which programs are told."""
-        return tunable.program(spec)
-
     def _bought(self, spec: MethodSpec) -> dict[str, float]:
         return {"gradients": spec.gradients, "epochs": self.epochs(spec)}
 
@@ -105,6 +101,10 @@ class BudgetedImages(EqualBudget, ImageComparison):
         """Returns the record's own part, with what the budget bought."""
         record = super().final(run, state, history)
         return {**record, "final": {**record["final"], **self._bought(run[0])}}
+
+    def program(self, spec: MethodSpec) -> str:
+        """Returns what methods share that differ in numbers which programs are told."""
+        return tunable.program(spec)
 
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer."""

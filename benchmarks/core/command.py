@@ -3,12 +3,13 @@
 An experiment's `Configuration` inherits from `Command`; the comments of its fields are the help.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -148,6 +149,16 @@ def main(
         return command
 
     return decorate
+
+
+@contextlib.contextmanager
+def needs(extras: str) -> Iterator[None]:
+    """Makes of a missing package a `ValueError` that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        advice = "" if "pip install" in str(error) else f"; pip install -e '.[{extras}]'"
+        raise ValueError(f"{error}{advice}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,11 +69,8 @@ def main(arguments: Configuration) -> None:
     if arguments.data is None:
         raise ValueError("--data is missing: pass the folder of WebNLG's files.")
     data = webnlg.load(arguments.data)
-    try:
+    with command.needs("bench,lora"):
         pretrained = load_pretrained(arguments.model)
-    except ModuleNotFoundError as error:
-        advice = "" if "pip install" in str(error) else "; pip install -e '.[bench,lora]'"
-        raise ValueError(f"{error}{advice}") from error
     comparison = Generation(data, pretrained, arguments, arguments.out)
     seeds = range(arguments.seed_start, arguments.seed_start + arguments.seeds)
     # Seeds outside: a stop leaves whole comparisons.

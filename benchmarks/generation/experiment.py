@@ -14,7 +14,13 @@ from flax import nnx
 
 import samax
 from benchmarks.core import records
-from benchmarks.core.comparison import Comparison, Run
+from benchmarks.core.adapters import (
+    TRACE_EVERY,
+    AdapterComparison,
+    batch_indices,
+    mean_imbalance,
+)
+from benchmarks.core.comparison import Run
 from benchmarks.core.methods import MethodSpec
 from benchmarks.core.runs import History, Tick
 from benchmarks.core.timing import compute_clock
@@ -28,14 +34,12 @@ from benchmarks.models.lora import DecoderTask
 if TYPE_CHECKING:
     from benchmarks.generation.__main__ import Configuration
 
-TRACE_EVERY = 10
 SHOWN = 5
 _DECIDED = (
     "steps",
     "eval_every",
     "batch_size",
     "length",
-    "layers",
     "rank",
     "lora_alpha",
     "bfloat16",
@@ -74,10 +78,9 @@ def load_pretrained(path: Path | None) -> Pretrained:
     return Pretrained(name, zlib.crc32(place.read_bytes()), config, tensors, tokenizer, end)
 
 
-class Generation(Comparison):
+class Generation(AdapterComparison):
     """Runs methods and seeds; the seed decides the adapters' start and the order of the rows."""
 
-    entries = "evaluations"
     packages = ("tokenizers", "sacrebleu")
 
     def __init__(
@@ -114,6 +117,7 @@ class Generation(Comparison):
         self._seen = [entry.category in seen for entry in self.test]
         self.shared = {
             **{name: getattr(arguments, name) for name in _DECIDED},
+            "layers": top,
             "dev_rows": len(self._dev.ids),
             "model": pretrained.name,
             "model_crc32": pretrained.crc32,
@@ -124,33 +128,18 @@ class Generation(Comparison):
         }
         records.check_folder(folder, self.shared)
         self.trainers = {}
-        steps, every = arguments.steps, arguments.eval_every
-        self._ends = [0, *range(every, steps, every), steps]
         self._loss = jax.jit(
             lambda params, data: self._task.loss(params, ((), self._task.batch(data, 0)))[0]
         )
 
-    def parts(self, run: Run) -> list[float]:
-        """Returns the gradients until each evaluation."""
-        return [run[0].gradients * steps for steps in np.diff(self._ends).tolist()]
-
-    def start(self, run: Run) -> tuple[TrainState, History]:
-        """Returns fresh adapters."""
-        history: History = {"resumed_after_steps": [], "evaluations": [], "trace": []}
-        return self.trainer(run[0]).init(run[1]), history
-
-    def resume(self, history: History) -> None:
-        """Notes after which step the run goes on."""
-        history["resumed_after_steps"].append(history["evaluations"][-1]["step"])
-
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
         """Trains until the next evaluation, and evaluates on the development rows."""
         spec, seed = run
-        trainer, start, end = self.trainer(spec), *self._ends[part : part + 2]
+        trainer, start, end = self.trainer(spec), *self.ends[part : part + 2]
         losses, seconds, tokens = [], 0.0, 0
         for step in range(start, end):
             if step % TRACE_EVERY == 0:
-                self._note(state, step, history)
+                self.note(state, step, history)
             rows = self._rows(seed, step)
             data = self._task.frozen, rows
             trainer.compile(state, data)
@@ -178,25 +167,25 @@ class Generation(Comparison):
 
     def final(self, run: Run, state: TrainState, history: History) -> dict[str, Any]:
         """Returns the record's own part, with the texts that the trained decoder generates."""
-        self._note(state, self._settings.steps, history)
+        self.note(state, self._settings.steps, history)
         texts = self.generate(state.evaluated())
         evaluations = history["evaluations"]
         seconds = sum(entry["seconds"] for entry in evaluations)
-        ends = [abs(np.asarray(v)) for k, v in history["trace"][-1].items() if k != "step"]
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "compile_seconds": self.trainer(run[0]).compile_seconds,
             **history,
             "texts": texts,
+            # What the first texts are of.
             "examples": [
-                {"prompt": entry.prompt().strip(), "references": list(entry.texts), "text": text}
-                for entry, text in zip(self.test[:SHOWN], texts, strict=False)
+                {"prompt": entry.prompt().strip(), "references": list(entry.texts)}
+                for entry in self.test[:SHOWN]
             ],
             "final": {
                 "train_loss": evaluations[-1]["train_loss"],
                 "dev_loss": evaluations[-1]["dev_loss"],
                 **self.scores(texts),
-                "imbalance": float(np.mean(ends)),
+                "imbalance": mean_imbalance(history),
                 "seconds_per_step": seconds / self._settings.steps,
                 "tokens_per_second": sum(e["tokens"] for e in evaluations) / seconds,
             },
@@ -253,27 +242,24 @@ class Generation(Comparison):
         return webnlg.pack(examples, self._settings.length)
 
     def _rows(self, seed: int, step: int) -> Packed:
-        """Returns a step's rows: epochs are permutations, without the incomplete batch."""
+        """Returns a step's rows."""
         size, count = self._settings.batch_size, len(self._train.ids)
-        epoch, position = divmod(step, count // size)
-        order = np.random.default_rng((seed, epoch)).permutation(count)
-        chosen = order[position * size : (position + 1) * size]
+        chosen = batch_indices(count, size, seed, step)
         return Packed(*(array[chosen] for array in self._train))
 
     def _dev_loss(self, params: nnx.State) -> float:
         """Returns the mean loss of the development rows' texts, a batch after another."""
         size, total, count = self._settings.batch_size, 0.0, 0
-        for first in range(0, len(self._dev.ids) - size + 1, size):
+        for first in range(0, len(self._dev.ids), size):
             rows = Packed(*(array[first : first + size] for array in self._dev))
             learned = int(rows.learned[:, 1:].sum())
             total += learned * float(self._loss(params, (self._task.frozen, rows)))
             count += learned
-        return total / max(count, 1)
+        return total / count
 
-    def _note(self, state: TrainState, step: int, history: History) -> None:
-        found = _balancedness(state.evaluated())
-        values = {name: np.asarray(value).tolist() for name, value in found.items()}
-        history["trace"].append({"step": step, **values})
+    def imbalances(self, params: nnx.State) -> dict[str, Any]:
+        """Returns the balancedness of each adapter, by block."""
+        return _balancedness(params)
 
 
 def corpus_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

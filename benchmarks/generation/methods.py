@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import optax
 
 import samax
+from benchmarks.core.adapters import split_rate
 from benchmarks.core.methods import Method, MethodSpec, select
 
 BASELINE = "adamw"
@@ -33,10 +33,7 @@ def optimizer(spec: MethodSpec, steps: int) -> optax.GradientTransformationExtra
     Raises:
         ValueError: A hyper-parameter has an unknown name or an invalid value.
     """
-    settings = dict(spec.hyperparameters)
-    rate = settings.pop("lr")
-    if not rate > 0:
-        raise ValueError(f"Method {spec.label!r} cannot be built: lr must be above 0, got {rate}.")
+    rate, spec = split_rate(spec)
     rise = max(1, round(WARM_UP * steps))
     schedule = optax.join_schedules(
         [
@@ -45,7 +42,7 @@ def optimizer(spec: MethodSpec, steps: int) -> optax.GradientTransformationExtra
         ],
         [rise],
     )
-    return dataclasses.replace(spec, hyperparameters=settings).optimizer(
+    return spec.optimizer(
         optax.adamw(schedule, weight_decay=WEIGHT_DECAY),
         learning_rate=schedule,
         steps=steps,

