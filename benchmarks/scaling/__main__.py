@@ -1,75 +1,90 @@
-"""What a training step sends between devices, counted in the compiled program.
+"""SAM at scale: what a training step computes, sends and needs on up to 256 chips.
 
-    python -m benchmarks.scaling
-    python -m benchmarks.scaling --devices 1,2
-    python -m benchmarks.scaling --time --devices 1,2,4,8  # on a machine with 8 GPUs
+    pip install -e '.[bench,tpu]'
+    python -m benchmarks.scaling --topology v5e:16x16 --models decoder_1b --layouts sharded
+    python -m benchmarks.scaling --topology v5e:2x2,v5e:4x4,v5e:8x8,v5e:16x16 --methods adamw,sam
+    python -m benchmarks.scaling --models decoder_1b --layouts sharded --methods adamw,sam --largest
+    python -m benchmarks.scaling --topology local:8 --models decoder_tiny --time
 
-The devices are JAX's, or simulated on the CPU, where the program is partitioned in the same way.
-Writes results.json, results.csv, summary.md and bytes.png to `--out`.
+The programs are real ones: TPU's compiler makes them on any machine, for chips that need not be
+there. `local:8` are JAX's own devices, or on a CPU eight simulated ones. A program is one JSON
+record, and is not compiled again; a table, a CSV and figures go to `--out`.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks.core import command, records
-from benchmarks.core.command import Command, Counts
-from benchmarks.scaling import report
-from benchmarks.scaling.experiment import check_devices, count, measure_time
-from benchmarks.scaling.programs import LAYOUTS, Size, build, methods
+from benchmarks.core import command
+from benchmarks.core.command import Command, Names, choose
+from benchmarks.core.runs import complete_all
+from benchmarks.scaling import report, timing, topologies
+from benchmarks.scaling.experiment import Compilation, Run
+from benchmarks.scaling.programs import METHODS, apart
+from benchmarks.scaling.topologies import LOCAL
+from benchmarks.scaling.workloads import LAYOUTS, ROWS, WORKLOADS
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Command):
-    """How many devices, and the size of the model."""
+    """Which programs are compiled, and for which chips."""
 
-    devices: Counts = (1, 2, 4, 8)  # Numbers of devices, separated by commas.
-    width: int = Size().width  # Of each layer.
-    layers: int = Size().layers
-    time: bool = False  # Also time the steps: weak scaling.
-    rounds: int = 50  # With --time: timed rounds.
-    out: Path = Path("benchmarks/results/scaling")
+    topology: Names = ("v5e:16x16",)  # v4, v5e, v5p or v6e with a shape, or local:N.
+    models: Names = ("decoder_1b",)  # decoder_100m, decoder_1b, decoder_7b, lora_7b, resnet50, ...
+    layouts: Names = ("sharded",)  # data, sharded, tensor or mixed.
+    methods: Names = ()  # By default all that the model and the layout allow.
+    rows: int | None = None  # Of the batch, for each chip; by default 4 texts or 64 images.
+    largest: bool = False  # Instead search the largest batch that fits, in multiples of --rows.
+    time: bool = False  # Also time the steps: of local:N alone.
+    rounds: int = 50  # Of --time.
+    out: Path = Path("runs/scaling")
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
-        self.at_least(1, "width", "layers", "rounds")
-        shown = ",".join(map(str, self.devices))
-        if not self.devices or min(self.devices) < 1:
-            raise ValueError(f"--devices {shown!r} must be whole numbers of 1 or more.")
-        odd = [count for count in self.devices if self.width % count]
-        if odd:
-            raise ValueError(f"--width {self.width} must be a multiple of --devices {odd[0]}.")
+        self.at_least(1, "rows", "rounds")
+        for topology in self.topology:
+            topologies.check(topology)
+        choose(self.models, list(WORKLOADS), "models")
+        choose(self.layouts, list(LAYOUTS), "layouts")
+        choose(self.methods or ["adamw"], list(METHODS), "methods")
+        if self.time and any(topologies.chip(name) for name in self.topology):
+            raise ValueError(f"--time runs on devices that are there: --topology {LOCAL}:N.")
+
+    def runs(self) -> list[Run]:
+        """Returns the programs, those of one model and layout together."""
+        return [
+            Run(*place, method, self.rows or ROWS[place[1]], self.largest)
+            for place in self.places()
+            for method in self.own(*place[1:])
+        ]
+
+    def timed(self) -> list[timing.Run]:
+        """Returns what is timed."""
+        return [
+            timing.Run(*place, self.own(*place[1:]), self.rows or ROWS[place[1]], self.rounds)
+            for place in self.places()
+            if self.time
+        ]
+
+    def places(self) -> Iterator[tuple[str, str, str]]:
+        """Yields topologies, models and layouts."""
+        for model, layout in itertools.product(self.models, self.layouts):
+            for topology in self.topology:
+                yield topology, model, layout
+
+    def own(self, model: str, layout: str) -> tuple[str, ...]:
+        """Returns the methods that are things of their own there."""
+        return tuple(name for name in self.methods or METHODS if apart(model, layout, name))
 
 
-@command.main(Configuration, "benchmarks.scaling", saved="Nothing")
+@command.main(Configuration, "benchmarks.scaling", saved="Every program that is compiled")
 def main(arguments: Configuration) -> None:
-    """Counts, times if that is wanted, writes the report and prints its tables."""
-    counts = sorted(set(arguments.devices))
-    check_devices(counts[-1])
-    size = Size(layers=arguments.layers, width=arguments.width)
-    programs = {
-        (layout, method, devices): build(layout, method, devices, size)
-        for layout in LAYOUTS
-        for method in methods(layout)
-        for devices in counts
-    }
-    rows = [count(program, *key) for key, program in programs.items()]
-    times = measure_time(programs, arguments.rounds) if arguments.time else []
-    settings: dict[str, Any] = {
-        **size._asdict(),
-        "parameters": size.parameters,
-        "devices": counts,
-        **({"rounds": arguments.rounds} if times else {}),
-    }
-    record = {
-        "format": records.FORMAT,
-        "settings": settings,
-        "hardware": records.hardware(),
-        "versions": records.versions(),
-        "targets": [target._asdict() for target in report.targets(rows)],
-        "programs": rows,
-        "times": times,
-    }
-    records.write_record(arguments.out / "results.json", record)
+    """Compiles the programs, writes the report and prints its tables."""
+    with command.needs("bench,tpu"):
+        compilation = Compilation(arguments.out)
+        complete_all([(compilation, run) for run in arguments.runs()], unit="program")
+        times = timing.Timing(arguments.out)
+        complete_all([(times, run) for run in arguments.timed()], unit="program")
     print(report.write(arguments.out))
-    print(f"Results and figure: {arguments.out}")
+    print(f"Results and figures: {arguments.out}")

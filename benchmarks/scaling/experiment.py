@@ -1,71 +1,112 @@
-"""What one step of each program sends between devices, and what it takes."""
+"""Programs that are compiled and read: a run is one program, and a search for the largest batch."""
 
-import contextlib
-import functools
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from benchmarks.core.timing import going_on, interleave, spread
-from benchmarks.scaling.collectives import read_collectives, ring_bytes
-from benchmarks.scaling.programs import Program
-
-Key = tuple[str, str, int]  # layout, method, number of devices
-
-_TIMED_LAYOUTS = ("jit", "shard_map")
+from benchmarks.core.runs import Experiment, History, Tick
+from benchmarks.scaling import hlo, programs, topologies
 
 
-def check_devices(most: int) -> None:
-    """Raises a `ValueError` unless JAX has so many devices; simulates them on a CPU."""
-    with contextlib.suppress(RuntimeError):  # JAX has started already
-        jax.config.update("jax_num_cpu_devices", most)
-    found = len(jax.devices())
-    if found < most:
-        raise ValueError(
-            f"--devices {most} needs as many devices, and JAX has {found} of the kind "
-            f"{jax.default_backend()}; JAX_PLATFORMS=cpu simulates them."
-        )
+class Run(NamedTuple):
+    """A program, or with `search` the largest batch for which it fits into the chips' memory."""
+
+    topology: str
+    model: str
+    layout: str
+    method: str
+    rows: int  # On each chip
+    search: bool = False
 
 
-def count(program: Program, layout: str, method: str, devices: int) -> dict[str, Any]:
-    """Returns what one step of a program sends, as JSON types."""
-    found = read_collectives(program.run.as_text() or "", devices)
-    return {
-        "layout": layout,
-        "method": method,
-        "devices": devices,
-        "collectives": len({item.launch for item in found}),
-        "bytes": sum(item.bytes for item in found),
-        "sent_bytes": ring_bytes(found, devices),
-        "arrays": [item._asdict() for item in found],
+class Compilation(Experiment[Run]):
+    """Compiles programs and reads what they compute, send and need."""
+
+    packages = ("libtpu",)
+    saves = False
+
+    def __init__(self, folder: Path):
+        """Takes the results' folder."""
+        self.folder = folder
+
+    def name(self, run: Run) -> str:
+        """Returns what is compiled."""
+        what = "largest" if run.search else f"{run.rows}_rows"
+        return f"{run.topology}_{run.model}_{run.layout}_{run.method}_{what}"
+
+    def config(self, run: Run) -> dict[str, Any]:
+        """Returns what is compiled."""
+        return run._asdict()
+
+    def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> Any:
+        """Compiles."""
+        history.update(largest(run) if run.search else measure(run))
+
+    def status(self, history: History) -> str:
+        """Returns what was found."""
+        if "largest" in history:
+            return f"{history['largest']} rows a chip"
+        if not history["fits"]:
+            return "does not fit"
+        return f"{history['compile_seconds']:.0f} s, {history['flops'] / 1e12:.3g} TFLOP a chip"
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Compiles a program and reads it."""
+    lowered = programs.lower(*run[:5])
+    start = time.perf_counter()
+    compiled, why = _compile(lowered.step)
+    found: dict[str, Any] = {
+        "chips": len(topologies.devices(run.topology)),
+        "parameters": lowered.parameters,
+        "parameter_bytes": lowered.parameter_bytes,
+        "lower_seconds": lowered.seconds,
+        "compile_seconds": time.perf_counter() - start,
+        "fits": compiled is not None,
+    }
+    if compiled is None:
+        return found | {"why": why}
+    program = hlo.read(compiled.as_text())
+    memory: Any = compiled.memory_analysis()
+    return found | {
+        "flops": hlo.flops(program),
+        "temp_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "collectives": [item._asdict() for item in hlo.collectives(program, found["chips"])],
     }
 
 
-def measure_time(programs: Mapping[Key, Program], rounds: int) -> list[dict[str, Any]]:
-    """Times the data-parallel steps: the same batch on each device, whatever their number."""
-    timed = {key: program for key, program in programs.items() if key[0] in _TIMED_LAYOUTS}
-    fewest = min(devices for _, _, devices in timed)
-    runs = {}
-    for key, program in timed.items():
-        step = functools.partial(_step, program)
-        runs[repr(key)] = going_on(step, (program.params, program.state), program.batch)
-    seconds = interleave(runs, range(rounds))
-    rows = []
-    for layout, method, devices in timed:
-        own, one = (seconds[repr((layout, method, number))] for number in (devices, fewest))
-        rows.append(
-            {
-                "layout": layout,
-                "method": method,
-                "devices": devices,
-                "seconds": float(np.median(own)),
-                "over_fewest": spread(own / one)._asdict(),  # weak scaling: at best 1
-            }
-        )
-    return rows
+def largest(run: Run) -> dict[str, Any]:
+    """Searches the largest number of rows on each chip that fits, in steps of a multiple."""
+
+    def fits(multiple: int) -> bool:
+        return _compile(programs.lower(*run[:4], multiple * run.rows).step)[0] is not None
+
+    return {"largest": run.rows * search(fits)}
 
 
-def _step(program: Program, carry: Any, batch: Any) -> tuple[Any, tuple[()]]:
-    return program.run(*carry, batch), ()
+def search(fits: Callable[[int], bool]) -> int:
+    """Returns the largest whole number that fits, where all up to it do; 0 where none does."""
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str]:
+    """Returns a program, or why it does not fit into the chips' memory."""
+    try:
+        return lowered.compile(), ""
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        return None, text.splitlines()[0]

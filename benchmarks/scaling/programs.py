@@ -1,144 +1,231 @@
-"""One training step of a small model of factor pairs, laid out over devices in four ways."""
+"""One training step of a model by each method, compiled for the chips of a topology."""
 
+from __future__ import annotations
+
+import functools
+import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import samax
-from benchmarks.core import methods as core_methods
+from benchmarks.scaling import topologies
+from benchmarks.scaling.workloads import DATA, LORA, WORKLOADS, Workload, mesh_shape
 
-LAYOUTS = {
-    "jit": "data parallel under jit: parameters replicated, the batch split",
-    "shard_map": "data parallel under shard_map: each device's own gradient, averaged in the chain",
-    "fsdp": "fully sharded under jit: each factor split along its longer axis, the batch split",
-    "tensor": "tensor parallel under jit: layers split by column and by row, the batch on all",
+BASE, BASE_PER_DEVICE = "adamw", "adamw_per_device"
+_RATE = 1e-3
+_SAMPLES = 8
+_GROUPS = 4
+
+
+class Method(NamedTuple):
+    """A way to make a step."""
+
+    what: str
+    make: Callable[[optax.GradientTransformation, Mesh], optax.GradientTransformation]
+    gradients: float  # Of the whole batch, a step
+    copies: int = 0  # Of the parameters in its state, beside the base optimizer's
+    evaluates: bool = True  # Whether `update` gets the loss
+    ascend: bool | None = None  # The static `ascend=` of `update`
+    per_device: bool = False  # Under `shard_map`: each chip has its own gradient
+    balances: bool = False
+
+
+def _before(
+    method: Callable[[], optax.GradientTransformation],
+) -> Callable[[optax.GradientTransformation, Mesh], optax.GradientTransformation]:
+    return lambda base, mesh: optax.chain(method(), base)
+
+
+def _averaged(
+    method: Callable[[], optax.GradientTransformation],
+) -> Callable[[optax.GradientTransformation, Mesh], optax.GradientTransformation]:
+    mean = samax.cross_replica_mean(DATA)
+    return lambda base, mesh: optax.chain(method(), mean, base)
+
+
+def _over_devices(base: optax.GradientTransformation, mesh: Mesh) -> Any:
+    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names[-1]))
+    options: dict[str, Any] = {"num_samples": _SAMPLES, "batch_size": _SAMPLES, "sharding": where}
+    return optax.chain(samax.trace_sam(sampling=samax.Sampling(samax.gaussian, **options)), base)
+
+
+def _balanced(factory: Callable[..., optax.GradientTransformation]) -> Any:
+    groups = functools.partial(samax.lora_groups, stacked=True)
+    return lambda base, mesh: factory(base, learning_rate=_RATE, alpha=1.0, groups=groups)
+
+
+METHODS: dict[str, Method] = {
+    BASE: Method("the base optimizer", lambda base, mesh: base, 1, evaluates=False),
+    "sam": Method("one perturbation, of the whole batch", _before(samax.sam), 2),
+    BASE_PER_DEVICE: Method(
+        "the base optimizer, by shard_map",
+        _averaged(optax.identity),
+        1,
+        evaluates=False,
+        per_device=True,
+    ),
+    "sam_per_device": Method(
+        "each chip's own perturbation, by shard_map", _averaged(samax.sam), 2, per_device=True
+    ),
+    "m_sharpness": Method(
+        f"{_GROUPS} perturbations on each chip, by shard_map",
+        _averaged(lambda: samax.m_sharpness(samax.sam(), _GROUPS)),
+        2,
+        per_device=True,
+    ),
+    "samar": Method("SAM with an adaptive weight", _before(samax.samar), 2),
+    "vasso": Method("SAM along an average gradient", _before(samax.vasso), 2, 1),
+    "gsam": Method("SAM with the clean gradient's orthogonal part", _before(samax.gsam), 2),
+    "looksam": Method(
+        "a step of LookSAM between two ascents", _before(samax.looksam), 1, 1, ascend=False
+    ),
+    "late_sam": Method(
+        "a step before SAM's late phase",
+        _before(lambda: samax.occasionally(samax.sam(), samax.from_step(10_000))),
+        1,
+        ascend=False,
+    ),
+    "stale_sam": Method(
+        "SAM along the last gradient",
+        lambda base, mesh: samax.stale_sam(base, 0.05),
+        1,
+        1,
+        evaluates=False,
+    ),
+    "msam": Method(
+        "SAM against the momentum",
+        lambda base, mesh: samax.msam(base, 0.3),
+        1,
+        1,
+        evaluates=False,
+    ),
+    "trace_sam": Method(
+        f"{_SAMPLES} random perturbations, each on an eighth of the chips",
+        _over_devices,
+        1 + _SAMPLES,
+    ),
+    **{
+        name: Method(what, _balanced(factory), 1, evaluates=False, balances=True)
+        for name, what, factory in (
+            ("nbar", "LoRA's factors balanced by nBAR", samax.nbar),
+            ("obar", "LoRA's factors balanced by oBAR", samax.obar),
+            ("das", "LoRA's factors balanced by DAS", samax.das),
+        )
+    },
 }
-METHODS = ("sgd", "sam", "sam_per_device", "trace_sam", "nbar", "obar", "das")
-
-_AXIS = "devices"
-_RATE = 0.01
 
 
-class Size(NamedTuple):
-    """The size of the model and of its batches."""
+def apart(model: str, layout: str, method: str) -> bool:
+    """Returns whether a method is a thing of its own for a model and a layout."""
+    own = METHODS[method]
+    if own.balances:
+        return model in LORA
+    if own.per_device or method == "trace_sam":
+        return layout == "data"
+    return True
 
-    layers: int = 4
-    width: int = 256
-    rank: int = 8
-    batch: int = 64  # on each device; a small one tempts XLA to send activations, not weights
+
+class Lowered(NamedTuple):
+    """A step that is traced, and what it is traced for."""
+
+    step: jax.stages.Lowered  # (params, rest, state, batch) -> (params, rest, state, loss)
+    arguments: tuple[Any, ...]  # As shapes, with their places
+    seconds: float  # Tracing and lowering, in Python
 
     @property
     def parameters(self) -> int:
-        """How many there are."""
-        return 2 * self.layers * self.width * self.rank
+        """How many train."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.arguments[0]))
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Of one copy of those, on each chip."""
+        return sum(
+            leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+            for leaf in jax.tree.leaves(self.arguments[0])
+        )
 
 
-class Program(NamedTuple):
-    """A compiled step, `(params, state, batch) -> (params, state)`, and arguments on the devices.
+def lower(topology: str, model: str, layout: str, method: str, rows: int) -> Lowered:
+    """Traces and lowers a step.
 
-    It returns no loss: what a mean of that sends, 4 bytes, is every method's alike.
+    Args:
+        topology: The chips.
+        model: A name of `WORKLOADS`.
+        layout: A name of `LAYOUTS`.
+        method: A name of `METHODS`.
+        rows: Of the batch, for each chip.
     """
-
-    run: jax.stages.Compiled
-    params: Any
-    state: Any
-    batch: Any
-
-
-def methods(layout: str) -> tuple[str, ...]:
-    """Returns the methods that are a thing of their own in a layout."""
-    same = {"jit": ["sam_per_device"], "shard_map": ["trace_sam"]}
-    others = same.get(layout, ["sam_per_device", "trace_sam"])
-    return tuple(name for name in METHODS if name not in others)
-
-
-def build(layout: str, method: str, devices: int, size: Size) -> Program:
-    """Compiles a method's step."""
-    mesh = Mesh(np.array(jax.devices()[:devices]), (_AXIS,))
-    replicated = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec(_AXIS))
-    params = _params(size)
-    places = _shardings(layout, params, mesh)
-    rows = size.batch * devices
-    inputs = np.random.default_rng(1).normal(size=(2, rows, size.width)).astype(np.float32)
-    tx = _optimizer(layout, method)
-    params = jax.device_put(params, places)
-    state = jax.device_put(tx.init(params), replicated)
-    batch = jax.device_put(tuple(inputs), replicated if layout == "tensor" else split)
-
-    def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
-        value_fn = lambda params: _loss(params, batch)  # noqa: E731
-        value, grads = jax.value_and_grad(value_fn)(params)
-        updates, state = tx.update(grads, state, params, value=value, value_fn=value_fn)
-        return optax.apply_updates(params, updates), state
-
-    if layout == "shard_map":
+    own = METHODS[method]
+    chips = len(topologies.devices(topology))
+    shape, names = mesh_shape(layout, chips), ("data", "model")
+    if method == "trace_sam":
+        shape, names = (chips // _SAMPLES, _SAMPLES), ("data", "samples")
+    mesh = topologies.mesh(topology, shape, names)
+    tx = optax.with_extra_args_support(own.make(optax.adamw(_RATE), mesh))
+    place = functools.partial(_placed, mesh)
+    split = PartitionSpec(DATA if layout in ("tensor", "mixed") else names)
+    keep = functools.partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, split))
+    workload = WORKLOADS[model]((lambda x: x) if own.per_device else keep)
+    specs = workload.place(layout, workload.params)
+    params = jax.tree.map(place, workload.params, specs)
+    rest = jax.tree.map(place, workload.rest, workload.place(layout, workload.rest))
+    state = optax.tree.map_params(
+        tx,
+        place,
+        jax.eval_shape(tx.init, params),
+        specs,
+        transform_non_params=lambda leaf: place(leaf, PartitionSpec()),
+    )
+    batch = jax.tree.map(lambda leaf: place(leaf, split), workload.batch(rows * chips))
+    step = _step(workload, tx, own)
+    if own.per_device:
         step = _per_device(step, mesh)
-    jitted = jax.jit(step, out_shardings=(places, replicated), donate_argnums=(0, 1))
-    return Program(jitted.lower(params, state, batch).compile(), params, state, batch)
+    where = jax.tree.map(lambda leaf: leaf.sharding, (params, rest, state))
+    jitted = jax.jit(step, out_shardings=(*where, None), donate_argnums=(0, 1, 2))
+    arguments = params, rest, state, batch
+    start = time.perf_counter()
+    lowered = jitted.lower(*arguments)
+    return Lowered(lowered, arguments, time.perf_counter() - start)
 
 
-def _params(size: Size) -> dict[str, dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    shapes = {"lora_a": (size.width, size.rank), "lora_b": (size.rank, size.width)}
-    return {
-        f"layer{i}": {
-            name: rng.normal(scale=shape[0] ** -0.5, size=shape).astype(np.float32)
-            for name, shape in shapes.items()
-        }
-        for i in range(size.layers)
-    }
+def _placed(mesh: Mesh, leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def _loss(params: Any, batch: Any) -> jax.Array:
-    x, y = batch
-    for layer in params.values():
-        x = jnp.tanh(x @ layer["lora_a"] @ layer["lora_b"])
-    return jnp.mean((x - y) ** 2)
+def _step(
+    workload: Workload, tx: optax.GradientTransformationExtraArgs, method: Method
+) -> Callable[..., Any]:
+    def step(params: Any, rest: Any, state: Any, batch: Any) -> Any:
+        def value_fn(params: Any, batch: Any) -> jax.Array:
+            return workload.loss(params, rest, batch)[0]
 
+        (value, new_rest), grads = jax.value_and_grad(workload.loss, has_aux=True)(
+            params, rest, batch
+        )
+        extra: dict[str, Any] = {} if method.ascend is None else {"ascend": method.ascend}
+        if method.evaluates:
+            extra |= {"value": value, "value_fn": value_fn, "batch": batch}
+        updates, state = tx.update(grads, state, params, **extra)
+        return optax.apply_updates(params, updates), new_rest, state, value
 
-def _shardings(layout: str, params: Any, mesh: Mesh) -> Any:
-    rows, columns = PartitionSpec(_AXIS, None), PartitionSpec(None, _AXIS)
-
-    def place(path: Any, leaf: np.ndarray) -> NamedSharding:
-        layer, factor = (key.key for key in path)
-        spec = PartitionSpec()
-        if layout == "fsdp":
-            spec = rows if leaf.shape[0] > leaf.shape[1] else columns
-        elif layout == "tensor":  # even layers make split activations, odd ones sum them up
-            wanted = {"lora_a": rows} if int(layer[-1]) % 2 else {"lora_b": columns}
-            spec = wanted.get(factor, spec)
-        return NamedSharding(mesh, spec)
-
-    return jax.tree_util.tree_map_with_path(place, params)
-
-
-def _optimizer(layout: str, method: str) -> optax.GradientTransformationExtraArgs:
-    base = optax.sgd(_RATE)
-    if method in core_methods.BALANCING:
-        groups = samax.lora_groups
-        factory = core_methods.METHODS[method].factory
-        base = factory(base, learning_rate=_RATE, alpha=1.0, groups=groups)
-    mean = [samax.cross_replica_mean(_AXIS)] if layout == "shard_map" else []
-    parts = {
-        "sam": [*mean, samax.sam(), *mean],
-        "sam_per_device": [samax.sam(), *mean],
-        "trace_sam": [samax.trace_sam(rho=0.01, lam=1.0)],
-    }
-    return optax.chain(*parts.get(method, mean), base)
+    return step
 
 
 def _per_device(step: Callable, mesh: Mesh) -> Callable:
-    whole, split = PartitionSpec(), PartitionSpec(_AXIS)
-    specs: dict[str, Any] = {"in_specs": (whole, whole, split), "out_specs": (whole, whole)}
-    # Untyped: a gradient is each device's own until the chain averages it.
-    if hasattr(jax.lax, "pcast"):
-        return jax.shard_map(step, mesh=mesh, check_vma=False, **specs)
-    from jax.experimental.shard_map import shard_map  # JAX 0.6
+    whole, split = PartitionSpec(), PartitionSpec(DATA)
 
-    return shard_map(step, mesh=mesh, check_rep=False, **specs)
+    def own(params: Any, rest: Any, state: Any, batch: Any) -> Any:
+        params, rest, state, value = step(params, rest, state, batch)
+        mean = lambda tree: jax.lax.pmean(tree, DATA)  # noqa: E731
+        return params, mean(rest), state, mean(value)
+
+    # Untyped: a gradient is each device's own until the chain averages it.
+    return jax.shard_map(
+        own, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=whole, check_vma=False
+    )

@@ -1,164 +1,262 @@
-"""The tables and targets of `benchmarks.scaling`, from its record alone.
+"""The tables and targets of `benchmarks.scaling`, from its records alone.
 
 python -m benchmarks.scaling.report DIR [DIR ...]
 """
 
-import operator
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.core import command, frames, records
-from benchmarks.scaling import figures
-from benchmarks.scaling.programs import LAYOUTS, methods
+from benchmarks.core.records import Record
+from benchmarks.scaling import figures, topologies
+from benchmarks.scaling.hlo import Collective
+from benchmarks.scaling.programs import BASE, BASE_PER_DEVICE, METHODS
+from benchmarks.scaling.workloads import DECODERS, LAYOUTS
 
 Row = dict[str, Any]
+Place = tuple[str, str, str, int]  # topology, model, layout, rows
 
 _NOTES = """\
-Counted in the compiled program: what each device sends in a step with ring algorithms, in KiB, and
-in brackets the number of collectives, each of which may carry several arrays. An all-reduce of B
-bytes over n devices sends 2 B (n - 1) / n, an all-gather B (n - 1) / n. The step returns no loss,
-whose mean would be 4 bytes more for every method alike.
-
-XLA for CPU has no reduce-scatter: under `fsdp` it all-reduces the gradients, of every method alike.
-SGD's go in one all-reduce there. Beside the norms of BAR and DAS, some of which wait for a gradient
-and then travel with the next one's, they go one by one: the bytes are the same, the collectives are
-more. Which arrays share a collective is XLA's choice, and another on accelerators.
+Read in the compiled program of one step, for each chip. TFLOP: matrix products and convolutions,
+the bodies of loops as often as they turn. Temp, args: temporary memory and that of the arguments,
+parameters and state and batch. Launches: collectives in a step, those in loops as often as they
+turn, of which so many carry scalars or vectors alone. Sent: by ring algorithms, where an all-reduce
+of B bytes over n chips sends 2 B (n - 1) / n, and an all-gather or a reduce-scatter half of that.
+Ratios, in brackets, are to AdamW's, and by `shard_map` to its step by `shard_map`. Estimate: the
+largest of operations, bytes of arguments read and written once, and sent bytes, each over the
+chip's published peak: a bound from below, not a measurement. Lower, compile: seconds of tracing and
+lowering in Python, and of XLA's compilation, on {host}.
 """
 _CPU_TIMES = "Simulated devices share the cores of one CPU: these times say nothing about scaling."
-_BALANCING = ("nbar", "obar", "das")
 
 
 class Target(NamedTuple):
-    """A claim about all numbers of devices above one, what was found, and whether it holds."""
+    """A claim, where it is looked at, what was found, and whether it holds."""
 
-    layout: str
+    where: str
     claim: str
     found: str
     verdict: str
 
 
-def targets(rows: Sequence[Row]) -> list[Target]:
-    """Returns the targets on what the rows hold."""
-    by = {(row["layout"], row["method"], row["devices"]): row for row in rows}
-    several = sorted({row["devices"] for row in rows if row["devices"] > 1})
-    if not several:
-        return []
-
-    def pairs(layout: str, method: str) -> list[tuple[Row, Row]]:
-        return [(by[layout, method, n], by[layout, "sgd", n]) for n in several]
-
-    found = []
-    for layout in ("jit", "shard_map"):
-        claims = [
-            ("sam", 2, "synchronized SAM moves exactly twice SGD's bytes"),
-            ("sam_per_device", 1, "per-device SAM moves exactly SGD's bytes"),
-            *((name, 1, f"{name} moves exactly SGD's bytes") for name in _BALANCING),
-        ]
-        for method, times, claim in claims:
-            if method not in methods(layout):
-                continue
-            ratios = {row["bytes"] / base["bytes"] for row, base in pairs(layout, method)}
-            shown = ", ".join(f"{ratio:g}" for ratio in sorted(ratios))
-            verdict = "met" if ratios == {times} else "not met"
-            found.append(Target(layout, claim, f"{shown} times", verdict))
-    for layout in ("fsdp", "tensor"):
-        found += [_norms_target(layout, method, pairs(layout, method)) for method in _BALANCING]
-    return found
-
-
-def _norms_target(layout: str, method: str, pairs: list[tuple[Row, Row]]) -> Target:
-    """At most one all-reduce that carries norms and nothing else; nothing else beside norms."""
-    alone = max(norm_collectives(row) for row, _ in pairs)
-    more = max(row["bytes"] - base["bytes"] for row, base in pairs)
-    launches = max(row["collectives"] - base["collectives"] for row, base in pairs)
-    same = all(_matrices(row) == _matrices(base) for row, base in pairs)
-    met = alone <= 1 and same
-    return Target(
-        layout,
-        f"{method} adds at most one all-reduce of norms alone, and else moves SGD's bytes",
-        f"{alone} of norms alone; in all {more} bytes and {launches} collectives more",
-        "met" if met else "not met",
-    )
-
-
-def norm_collectives(row: Row) -> int:
-    """How many collectives carry norms alone: scalars, or vectors of sums over a factor's rows."""
-    launches = defaultdict(list)
-    for array in row["arrays"]:
-        launches[array["launch"]].append(len(array["shape"]) < 2)
-    return sum(all(norms) for norms in launches.values())
-
-
-def _matrices(row: Row) -> Counter:
-    """The parameters, gradients and activations that are sent."""
-    arrays = ((a["kind"], a["dtype"], tuple(a["shape"])) for a in row["arrays"])
-    return Counter(array for array in arrays if len(array[2]) > 1)
-
-
 def write(folder: Path) -> str:
-    """Writes `results.csv`, `summary.md` and `bytes.png` from `results.json`.
+    """Writes `results.csv`, `summary.json`, `summary.md` and the figures from the records.
 
     Returns the text of the summary.
     """
-    record = records.read_record(folder / "results.json")
-    text = to_markdown(record)
-    program = operator.itemgetter("layout", "method", "devices")
-    seconds = {program(row): row["seconds"] for row in record["times"]}
-    names = ("layout", "method", "devices", "collectives", "bytes", "sent_bytes")
-    lines = frames.csv(
-        {
-            **{name: row[name] for name in names},
-            "norm_collectives": norm_collectives(row),
-            "seconds": seconds.get(program(row)),
-        }
-        for row in record["programs"]
-    )
-    frames.write(folder, {"results.csv": lines, "summary.md": text})
-    figures.write(folder, record["settings"], record["programs"])
+    found = list(records.read_records(folder).values())
+    if not found:
+        raise FileNotFoundError(f"{folder / 'runs'} holds no record (*.json) of a program.")
+    rows = [_row(record) for record in found if "fits" in record]
+    rows.sort(key=lambda row: list(METHODS).index(row["method"]))
+    sizes = {_key(record["config"]): record["largest"] for record in found if "largest" in record}
+    for row in rows:
+        row["largest"] = sizes.get(_key(row))
+    for own in _places(rows).values():
+        _compare(own)
+    times = [record for record in found if "times" in record]
+    goals = targets(rows)
+    text = to_markdown(found[0], rows, times, goals)
+    lines = ({key: value for key, value in row.items() if key != "parts"} for row in rows)
+    files: dict[str, Any] = {
+        "results.csv": frames.csv(lines),
+        "summary.json": {"rows": rows, "targets": [goal._asdict() for goal in goals]},
+        "summary.md": text,
+    }
+    frames.write(folder, files)
+    figures.write(folder, rows)
     return text
 
 
-def to_markdown(record: records.Record) -> str:
-    """Returns a table a layout, one of the times if there are any, and one of the targets."""
-    settings, backend = record["settings"], record["hardware"]["backend"]
-    software = frames.software(record, "jax", "optax")
-    parts = [
-        f"# What a step sends between devices ({backend}, {software})",
-        f"{settings['layers']} layers of two factors, {settings['width']} x {settings['rank']}: "
-        f"{settings['parameters']:,} parameters ({4 * settings['parameters'] / 1024:g} KiB), "
-        f"{settings['batch']} examples on each device.",
-        _NOTES.strip(),
+def _key(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(config[name] for name in ("topology", "model", "layout", "method"))
+
+
+def _row(record: Record) -> Row:
+    """Returns a program's numbers."""
+    names = ("topology", "model", "layout", "method", "rows")
+    row = {name: record["config"][name] for name in names}
+    row |= {name: record[name] for name in ("chips", "parameters", "parameter_bytes", "fits")}
+    row |= {name: record[name] for name in ("lower_seconds", "compile_seconds")}
+    if not record["fits"]:
+        return row | {"why": record["why"]}
+    found = [
+        Collective(**{**item, "shape": tuple(item["shape"])}) for item in record["collectives"]
     ]
-    for layout, description in LAYOUTS.items():
-        parts += [f"## {layout}: {description}", _table(record["programs"], layout, _sent)]
-    if record["times"]:
-        parts.append("## Milliseconds a step, weak scaling")
-        if backend == "cpu":
-            parts.append(_CPU_TIMES)
-        for layout in dict.fromkeys(row["layout"] for row in record["times"]):
-            parts += [f"{layout}:", _table(record["times"], layout, _milliseconds)]
-    if record["targets"]:
-        rows = [list(target.values()) for target in record["targets"]]
-        parts += ["## Targets", frames.markdown(rows, ["layout", "target", "found", ""])]
+    launches = {item.launch: item.times for item in found}
+    large = {item.launch for item in found if len(item.shape) > 1}
+    kinds: dict[str, float] = {}
+    for item in found:
+        kinds[item.kind] = kinds.get(item.kind, 0) + item.sent_bytes
+    row |= {name: record[name] for name in ("flops", "temp_bytes", "argument_bytes")}
+    row |= {
+        "launches": sum(launches.values()),
+        "scalar_launches": sum(times for launch, times in launches.items() if launch not in large),
+        "sent_bytes": sum(kinds.values()),
+        "scalar_bytes": sum(item.bytes for item in found if item.launch not in large),
+        "parts": kinds,
+    }
+    chip = topologies.chip(row["topology"])
+    if chip is not None:
+        row["estimate_seconds"] = max(
+            row["flops"] / chip.flops,
+            2 * row["argument_bytes"] / chip.memory_rate,
+            row["sent_bytes"] / chip.send_rate,
+        )
+    return row
+
+
+def _places(rows: Iterable[Row]) -> dict[Place, list[Row]]:
+    """Returns what differs in the method alone."""
+    found: dict[Place, list[Row]] = {}
+    for row in rows:
+        place = row["topology"], row["model"], row["layout"], row["rows"]
+        found.setdefault(place, []).append(row)
+    return found
+
+
+def _compare(rows: Sequence[Row]) -> None:
+    """Notes in the rows of one place their ratios to the base optimizer's."""
+    by = {row["method"]: row for row in rows}
+    for row in rows:
+        base = by.get(BASE_PER_DEVICE if METHODS[row["method"]].per_device else BASE)
+        if base is None:
+            continue
+        row["compile_ratio"] = _seconds(row) / _seconds(base)
+        if not (row["fits"] and base["fits"]):
+            continue
+        for name in ("flops", "temp_bytes", "sent_bytes", "estimate_seconds"):
+            if base.get(name):
+                row[name.split("_")[0] + "_ratio"] = row[name] / base[name]
+        more = row["argument_bytes"] - base["argument_bytes"]
+        row["copies"] = more / base["parameter_bytes"]
+        row["launches_more"] = row["launches"] - base["launches"]
+        row["scalar_launches_more"] = row["scalar_launches"] - base["scalar_launches"]
+        row["sent_more"] = row["sent_bytes"] - base["sent_bytes"]
+        if row["largest"] is not None and base["largest"]:
+            row["largest_ratio"] = row["largest"] / base["largest"]
+
+
+def _seconds(row: Row) -> float:
+    return row["lower_seconds"] + row["compile_seconds"]
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """Returns the targets on what the rows hold."""
+    found = []
+
+    def add(row: Row, claim: str, shown: str, met: bool) -> None:
+        where = f"{row['model']}, {row['layout']}, {row['topology']}: {row['method']}"
+        found.append(Target(where, claim, shown, "met" if met else "**not met**"))
+
+    for row in rows:
+        own = METHODS[row["method"]]
+        if row["method"] == "sam" and "compile_ratio" in row:
+            ratio = row["compile_ratio"]
+            add(row, "traced and compiled in at most 1.6x", f"{ratio:.2f}x", ratio <= 1.6)
+        if "flops_ratio" not in row or row["method"] in (BASE, BASE_PER_DEVICE):
+            continue
+        if row["method"] == "sam":
+            ratio = row["flops_ratio"]
+            add(row, "1.97 to 2.03x the operations", f"{ratio:.3f}x", 1.97 <= ratio <= 2.03)
+            if row["model"] in DECODERS:
+                ratio = row["temp_ratio"]
+                add(row, "at most 1.02x the temporaries", f"{ratio:.3f}x", ratio <= 1.02)
+            if "largest_ratio" in row:
+                ratio = row["largest_ratio"]
+                add(row, "the base optimizer's largest batch", f"{ratio:.3f}x", ratio == 1)
+        elif own.gradients == 1:
+            ratio = row["flops_ratio"]
+            add(row, "1.00x the operations", f"{ratio:.4f}x", abs(ratio - 1) < 0.005)
+            copies = row["copies"]
+            claim = f"at most {own.copies} more copies of the parameters"
+            add(row, claim, f"{copies:.3f}", copies <= own.copies + 0.01)
+        if row["method"] == "sam_per_device":
+            more = row["sent_more"]
+            add(row, "exactly the base optimizer's bytes", f"{more:+g} bytes", more == 0)
+        if own.balances:
+            more = row["launches_more"]
+            vectors = more == row["scalar_launches_more"]
+            shown = f"{more:+d} collectives, {row['sent_more']:+.0f} bytes"
+            add(row, "at most one more collective, of scalars", shown, vectors and more <= 1)
+    return found
+
+
+def to_markdown(
+    record: Record, rows: Sequence[Row], times: Sequence[Record], goals: Sequence[Target]
+) -> str:
+    """Returns a table a model and layout, one of several numbers of chips, and the targets."""
+    software = frames.software(record, "jax", "libtpu", "flax", "optax")
+    hardware = record["hardware"]
+    host = f"{hardware['device']}, {hardware['count']} core(s)"
+    parts = [f"# A training step at scale ({software})", _NOTES.format(host=host).strip()]
+    for (topology, model, layout, count), own in _places(rows).items():
+        params = own[0]["parameters"]
+        title = f"## {model}, {layout}, {topology}"
+        what = f"{params / 1e6:,.1f} M parameters, {count} rows a chip; {LAYOUTS[layout]}."
+        parts += [title, what, frames.markdown(_cells(row) for row in own)]
+    weak = _weak(rows)
+    if weak:
+        parts += ["## More chips, each with the same rows", frames.markdown(weak)]
+    for timed in times:
+        config = timed["config"]
+        head = (
+            f"## Milliseconds a step: {config['model']}, {config['layout']}, {config['topology']}"
+        )
+        note = [_CPU_TIMES] if timed["hardware"]["backend"] == "cpu" else []
+        parts += [head, *note, frames.markdown(map(_time, timed["times"]))]
+    if goals:
+        header = ["where", "target", "found", ""]
+        parts += ["## Targets", frames.markdown([list(goal) for goal in goals], header)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Row], layout: str, show: Callable[[Row], str]) -> str:
-    own = [row for row in rows if row["layout"] == layout]
-    own.sort(key=lambda row: row["devices"])
-    return frames.cross(own, lambda r: f"{r['devices']} device{'s' * (r['devices'] > 1)}", show)
+def _cells(row: Row) -> dict[str, str]:
+    lower = {"lower s": f"{row['lower_seconds']:.1f}", "compile s": f"{row['compile_seconds']:.0f}"}
+    if not row["fits"]:
+        return {"method": row["method"], "TFLOP": "does not fit", **lower}
+    return {
+        "method": row["method"],
+        "TFLOP": _with_ratio(row, "flops", 1e12),
+        "temp MiB": _with_ratio(row, "temp_bytes", 2**20),
+        "args MiB": f"{row['argument_bytes'] / 2**20:.4g}",
+        "launches": f"{row['launches']} ({row['scalar_launches']})",
+        "sent MiB": _with_ratio(row, "sent_bytes", 2**20),
+        "largest batch": frames.number(row["largest"]),
+        "estimate ms": _with_ratio(row, "estimate_seconds", 1e-3),
+        **lower,
+    }
 
 
-def _sent(row: Row) -> str:
-    kib = f"{row['sent_bytes'] / 1024:.3f}".rstrip("0").rstrip(".")
-    return f"{kib} ({row['collectives']})"
+def _with_ratio(row: Row, name: str, unit: float) -> str:
+    if name not in row:
+        return "-"
+    ratio = row.get(name.split("_", maxsplit=1)[0] + "_ratio")
+    text = f"{row[name] / unit:.4g}"
+    return text if ratio is None else f"{text} ({ratio:.2f})"
 
 
-def _milliseconds(row: Row) -> str:
-    return f"{1e3 * row['seconds']:.4g} ({row['over_fewest']['median']:.2f}x)"
+def _weak(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """One line for each model, layout and method that is compiled for several numbers of chips."""
+    found = []
+    for (model, layout, method), own in figures.by_chips(rows).items():
+        line = {"model": model, "layout": layout, "method": method}
+        for row in own:
+            sent = f"{row['sent_bytes'] / 2**20:.4g} MiB ({row['launches']})"
+            line[f"{row['chips']} chips"] = sent
+        found.append(line)
+    return found
+
+
+def _time(row: Row) -> dict[str, str]:
+    ratio = row["ratio"]
+    return {
+        "method": row["method"],
+        "ms": f"{1e3 * row['seconds']:.4g}",
+        "ratio": "-" if ratio is None else f"{ratio['median']:.2f}",
+    }
 
 
 if __name__ == "__main__":
