@@ -12,7 +12,7 @@ from benchmarks.budget.methods import WARM_UP
 from benchmarks.budget.tasks import TASKS, Task
 from benchmarks.core import tunable
 from benchmarks.core.classification.experiment import MOMENTUM, ImageComparison, Images
-from benchmarks.core.comparison import Comparison, Run
+from benchmarks.core.comparison import EpochComparison, Run
 from benchmarks.core.forecasting.experiment import SeriesComparison, State
 from benchmarks.core.methods import MethodSpec
 from benchmarks.core.runs import History
@@ -34,7 +34,7 @@ class Training(Images):
         return {**{name: getattr(self, name) for name in names}, "warm_up": WARM_UP}
 
 
-class EqualBudget(Comparison):
+class EqualBudget(EpochComparison):
     """The epochs and the optimizer that a task and its budget give a method."""
 
     def epochs(self, spec: MethodSpec) -> int:

@@ -22,7 +22,7 @@ from benchmarks.budget.tasks import TASKS
 from benchmarks.core import command, frames
 from benchmarks.core.command import Summaries
 from benchmarks.core.frames import difference, resolved
-from benchmarks.core.plotting import save
+from benchmarks.core.plotting import save, subplots
 
 MARGIN = 0.005
 """Less than this below counts as equal: half a point of accuracy, or percent of error."""
@@ -174,8 +174,7 @@ def draw(tasks: Tasks) -> Figure:
     names = [name for name in _rows(tasks) if name != BASE]
     found = [[gain(each, name, BASE) for each in tasks.values()] for name in names]
     points = np.array([[np.nan if g is None else 100 * g["mean"] for g in row] for row in found])
-    figure = Figure(figsize=(3.2 + 1.25 * len(tasks), 1.4 + 0.3 * len(names)), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots((3.2 + 1.25 * len(tasks), 1.4 + 0.3 * len(names)))
     largest = max(1.0, float(np.nanmax(np.abs(points))))
     image = axis.imshow(points, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     for (row, column), value in np.ndenumerate(points):

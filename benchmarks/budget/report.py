@@ -112,7 +112,7 @@ def to_markdown(record: Record, summary: dict[str, Any], runs: Runs, tried: list
         settings.append(
             {"method": label, **{name: f"{found[name]:.3g}" for name in chosen if name in found}}
         )
-    made_on = f"Seeds {frames.seeds_of(runs.values())}; {frames.made_on(record, *_PACKAGES)}."
+    made_on = frames.made_on(record, "jax", "flax", "optax")
     if task.series is None:
         title = f"{DATA.get(config['dataset'], config['dataset'])}: {task.title}"
         about = (
@@ -136,16 +136,13 @@ def to_markdown(record: Record, summary: dict[str, Any], runs: Runs, tried: list
     note = _BUDGET.format(budget=summary["budget"], unit=unit) + meaning + _TIME
     parts = [
         f"# {title}",
-        *frames.fill(f"{about} {made_on}"),
+        *frames.fill(f"{about} Seeds {frames.seeds_of(runs.values())}; {made_on}."),
         frames.markdown(rows),
         *frames.fill(note, search if tried else ""),
         "## Settings",
         frames.markdown(settings),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-_PACKAGES = "jax", "flax", "optax"
 
 
 def _classified(row: dict[str, Any]) -> dict[str, str]:

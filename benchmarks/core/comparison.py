@@ -65,3 +65,25 @@ class Comparison(Experiment[Run]):
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer."""
         raise NotImplementedError
+
+
+class EpochComparison(Comparison):
+    """A part is an epoch, of which a method trains a multiple."""
+
+    entries = "epochs"
+
+    def config(self, run: Run) -> dict[str, Any]:
+        """Returns all that decides a run's numbers."""
+        return {**super().config(run), "epoch_factor": run[0].epoch_factor}
+
+    def epochs(self, spec: MethodSpec) -> int:
+        """Returns how many epochs a method trains, unless its run ends early."""
+        return self.shared["epochs"] * spec.epoch_factor
+
+    def parts(self, run: Run) -> list[float]:
+        """Returns the gradients of each epoch."""
+        return [run[0].gradients] * self.epochs(run[0])
+
+    def resume(self, history: History) -> None:
+        """Notes after which epoch the run goes on."""
+        history["resumed_after_epochs"].append(len(history["epochs"]))

@@ -33,24 +33,20 @@ def subplots(size: tuple[float, float], *shape: int, **options: Any) -> tuple[Fi
     return figure, figure.subplots(*shape, **options)
 
 
-def draw_seeds(axis: Axes, row: int, values: np.ndarray, colour: str, number: str = ".2f") -> None:
-    """Draws a method's row: one dot per seed, mean and standard deviation, the mean's value."""
-    mean, error = values.mean(), values.std(ddof=1) if len(values) > 1 else 0
-    axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
-    axis.errorbar(mean, row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
-    above: Any = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
-    axis.annotate(f"{mean:{number}}", (mean, row), **above, fontsize=8.5, color=colour)
-
-
 def seed_rows(
     axis: Axes, runs: Runs, value: Callable[[Record], float], colours: Colours, number: str = ".2f"
 ) -> None:
-    """Draws one row per method, with a line at SGD's mean."""
+    """Draws a row a method: a dot a seed, the mean with its deviation; and a line at SGD's mean."""
+    above: Any = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
     for row, (method, seeds) in enumerate(runs.items()):
         values = np.array([value(record) for record in seeds.values()])
-        draw_seeds(axis, row, values, colours[method], number)
+        colour = colours[method]
+        mean, error = values.mean(), values.std(ddof=1) if len(values) > 1 else 0
+        axis.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=6)
+        axis.errorbar(mean, row, xerr=error, fmt="D", color=colour, ms=6, capsize=3)
+        axis.annotate(f"{mean:{number}}", (mean, row), **above, fontsize=8.5, color=colour)
         if method == "sgd":
-            axis.axvline(values.mean(), color="0.6", lw=1, ls=":")
+            axis.axvline(mean, color="0.6", lw=1, ls=":")
     axis.set_yticks(range(len(runs)), list(runs))
     axis.set_ylim(len(runs) - 0.4, -0.75)
 

@@ -122,15 +122,12 @@ def verdict(ratio: Mapping[str, float], bound: float) -> str:
     return "within noise" if ratio["low"] <= bound else "not met"
 
 
-def going_on(
-    function: Callable[..., Any], carry: Any, *inputs: Any, calls: int = 1
-) -> Callable[[], Any]:
+def going_on(function: Callable[..., Any], carry: Any, *inputs: Any) -> Callable[[], Any]:
     """Returns what calls a step `(carry, *inputs) -> (carry, output)` from where it was."""
 
     def run() -> Any:
         nonlocal carry
-        for _ in range(calls):
-            carry, output = function(carry, *inputs)
+        carry, output = function(carry, *inputs)
         return carry, output
 
     return run

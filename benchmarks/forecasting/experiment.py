@@ -42,10 +42,6 @@ class Forecasting(SeriesComparison):
         settings = {name: getattr(arguments, name) for name in _DECIDED}
         super().__init__(series, settings, folder, tuning)
 
-    def epochs(self, spec: MethodSpec) -> int:
-        """Returns how many epochs a row trains at most; most runs end long before."""
-        return self.shared["epochs"] * spec.epoch_factor
-
     def ended(self, run: Run, history: History) -> bool:
         """Returns whether the validation error has not fallen for as long as is waited."""
         epochs = len(history["epochs"])

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.core.plotting import COLOURS, Colours, draw_seeds, legend, save
+from benchmarks.core.plotting import COLOURS, Colours, legend, save, seed_rows, subplots
 from benchmarks.core.records import Runs
 
 # Curves of more methods than these cannot be told apart.
@@ -33,16 +33,11 @@ def write(folder: Path, runs: Runs, summary: dict[str, Any], title: str) -> None
 
 def _mse(runs: Runs, summary: dict[str, Any], colours: Colours) -> Figure:
     """Test error of each method, one dot per seed, with lines at Adam's and the best baseline's."""
-    figure = Figure(figsize=(7.5, 1.6 + 0.42 * len(runs)), layout="constrained")
-    axis = figure.subplots()
-    for row, label in enumerate(runs):
-        values = np.array(summary["methods"][label]["mse"]["runs"])
-        draw_seeds(axis, row, values, colours[label], ".3f")
+    figure, axis = subplots((7.5, 1.6 + 0.42 * len(runs)))
+    seed_rows(axis, runs, lambda run: run["final"]["test_mse"], colours, ".3f")
     for label in {summary["adam"], summary["best_baseline"]} & set(runs):
         mean = summary["methods"][label]["mse"]["mean"]
         axis.axvline(mean, color=colours[label], lw=1, ls=":", zorder=0)
-    axis.set_yticks(range(len(runs)), list(runs))
-    axis.set_ylim(len(runs) - 0.4, -0.85)
     axis.margins(x=0.08)
     axis.set_xlabel("test MSE (dots: seeds; diamond: mean ± standard deviation)")
     axis.set_title(
@@ -55,8 +50,7 @@ def _mse(runs: Runs, summary: dict[str, Any], colours: Colours) -> Figure:
 
 def _learning_curves(runs: Runs, colours: Colours) -> Figure:
     """Errors over the epochs, one line per seed, with a dot at the epoch that counts."""
-    figure = Figure(figsize=(10.5, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = subplots((10.5, 4), 1, 2)
     panels = (("train_loss", "training loss"), ("validation_mse", "validation MSE"))
     for axis, (key, name) in zip(axes, panels, strict=True):
         for label, seeds in runs.items():
@@ -77,8 +71,7 @@ def _learning_curves(runs: Runs, colours: Colours) -> Figure:
 
 def _against_time(runs: Runs, colours: Colours) -> Figure:
     """The lowest validation error so far against the time spent on training steps."""
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots((7.5, 4.2))
     ends = []
     for label, seeds in runs.items():
         for index, record in enumerate(seeds.values()):
@@ -110,8 +103,9 @@ def _forecasts(runs: Runs, colours: Colours) -> Figure:
     shown = _chosen(runs, _FORECASTS)
     first = {label: next(iter(seeds.values()))["forecast"] for label, seeds in shown.items()}
     common = next(iter(first.values()))
-    figure = Figure(figsize=(10.5, 1 + 1.9 * len(common["channels"])), layout="constrained")
-    axes = figure.subplots(len(common["channels"]), 1, sharex=True, squeeze=False)[:, 0]
+    count = len(common["channels"])
+    figure, grid = subplots((10.5, 1 + 1.9 * count), count, 1, sharex=True, squeeze=False)
+    axes = grid[:, 0]
     for row, (axis, channel) in enumerate(zip(axes, common["channels"], strict=True)):
         seen, truth = common["seen"][row], common["truth"][row]
         axis.plot(range(-len(seen), 0), seen, color="0.6", lw=1.2)

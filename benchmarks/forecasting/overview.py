@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from benchmarks.core import command, frames
 from benchmarks.core.command import Summaries
 from benchmarks.core.frames import resolved
-from benchmarks.core.plotting import COLOURS, legend, save
+from benchmarks.core.plotting import COLOURS, legend, save, subplots
 from benchmarks.forecasting import report
 from benchmarks.forecasting.methods import ADAM, DECAY, LINEAR, TUNED
 
@@ -130,8 +130,7 @@ def _average(summaries: Sequence[dict[str, Any]]) -> str:
 
 def draw(summaries: Sequence[dict[str, Any]]) -> Figure:
     """Test MSE relative to Adam's mean: one dot per seed, a diamond at the mean."""
-    figure = Figure(figsize=(7.5, 1.2 + 0.36 * len(summaries)), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = subplots((7.5, 1.2 + 0.36 * len(summaries)))
     offsets = np.linspace(-0.22, 0.22, len(SHOWN))
     for offset, colour, (name, label) in zip(offsets, COLOURS, SHOWN.items(), strict=False):
         marks: dict[str, Any] = {"color": colour, "clip_on": False}

@@ -50,7 +50,6 @@ _FLATNESS_NOTE = (
     f"loss on them rises within a ball of radius {flatness.RADIUS:g} around the parameters "
     f"({flatness.STEPS} steps of ascent), mean ± standard deviation."
 )
-_KEYS = ("mse", "mae")
 
 
 def write(folder: Path) -> str:
@@ -79,7 +78,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
     methods = {}
     for label, seeds in runs.items():
         row: dict[str, Any] = {}
-        for key in _KEYS:
+        for key in ("mse", "mae"):
             found = by_seed(seeds, _final(f"test_{key}"))
             row[key] = {**spread(found), "runs": found.tolist()}
         for key in ("gradients", "epochs", "best_epoch", "validation_mse"):

@@ -25,38 +25,36 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import jax
-import tqdm
 
 from benchmarks import models
 from benchmarks.core import command, records
 from benchmarks.core.command import Command, Names, choose
-from benchmarks.core.timing import compile_program, going_on, interleave
 from benchmarks.models import bert, llama
-from benchmarks.step_time import costs, report
-from benchmarks.step_time.experiment import DESCRIPTIONS, Problem, decoder, lora, pytree, training
+from benchmarks.step_time import report
+from benchmarks.step_time.experiment import Problem, costs, decoder, lora, pytree, training
+from benchmarks.step_time.measuring import measure
+from benchmarks.step_time.methods import METHODS
 
-# `costs` has the others; a round of all takes over a minute on the larger network.
-_METHODS = (
+# A round of all methods takes over a minute on the larger network; `costs` has the others.
+_COMPARED = (
     *("base", "limit", "sam", "sam_quarter", "samar"),
     *("optax_opaque", "optax_transparent"),
 )
 _PROBLEMS: dict[str, Callable[[Configuration], Problem]] = {
-    "cnn": lambda c: training("cnn", c.batch_size or 64, 200, _METHODS),
-    "resnet18": lambda c: training("resnet18", c.batch_size or 64, 7, _METHODS),
+    "costs": lambda c: costs(c.batch_size or 64),
+    "cnn": lambda c: training("cnn", c.batch_size or 64, 200, _COMPARED),
+    "resnet18": lambda c: training("resnet18", c.batch_size or 64, 7, _COMPARED),
     "pytree": lambda c: pytree(c.leaves or 1_000, rounds=200, compiled=True),
     "pytree_eager": lambda c: pytree(c.leaves or 10_000, rounds=5, compiled=False),
+    "lora": lambda c: lora(
+        c.batch_size or 16, c.length, c.rank, 30, bert.load(c.model or bert.model_folder())
+    ),
+    "decoder": lambda c: _decoder(c, remat=False),
+    "decoder_remat": lambda c: _decoder(c, remat=True),
 }
-_FULL = tuple(_PROBLEMS)
-_PROBLEMS["lora"] = lambda c: lora(
-    c.batch_size or 16, c.length, c.rank, 30, bert.load(c.model or bert.model_folder())
-)
-_PROBLEMS["decoder"] = lambda c: _decoder(c, remat=False)
-_PROBLEMS["decoder_remat"] = lambda c: _decoder(c, remat=True)
 _SMOKE: dict[str, Any] = {
     "problems": ("costs", "cnn", "pytree", "pytree_eager"),
     "methods": (
@@ -75,7 +73,7 @@ class Configuration(Command):
 
     # Of costs, cnn, resnet18, pytree, pytree_eager, lora, decoder, decoder_remat and all names of
     # image models.
-    problems: Names = _FULL
+    problems: Names = ("cnn", "resnet18", "pytree", "pytree_eager")
     # By default each problem's own choice.
     methods: Names = ()
     batch_size: int | None = None  # By default 64 images, or 16 sentences.
@@ -91,9 +89,8 @@ class Configuration(Command):
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
         self.at_least(1, "batch_size", "rounds", "leaves", "length", "rank")
-        choose(self.problems, ["costs", *_PROBLEMS, *models.MODELS], "problems")
-        known = dict.fromkeys([*DESCRIPTIONS, *costs.METHODS])
-        choose(self.methods or ["base"], list(known), "methods")
+        choose(self.problems, [*_PROBLEMS, *models.MODELS], "problems")
+        choose(self.methods or ["base"], list(METHODS), "methods")
 
     def problem(self, name: str) -> Problem:
         """Makes a problem of the size asked for.
@@ -115,31 +112,6 @@ def _decoder(arguments: Configuration, *, remat: bool) -> Problem:
     return decoder(size, arguments.length, arguments.rank, 15, model, path.stem)
 
 
-def measure(problem: Problem, methods: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Compiles and times `base`, and of the methods those that a problem has.
-
-    Returns:
-        The problem's part of the results, as JSON types.
-    """
-    names = [name for name in problem.methods if name == "base" or name in methods]
-    runs, programs = {}, {}
-    for name in tqdm.tqdm(names, "compile" if problem.compiled else "prepare"):
-        step = problem.build(name)
-        if problem.compiled:
-            programs[name] = compile_program(step.function, step.carry, *step.inputs)
-            step = step._replace(function=programs[name].run)
-        runs[name] = going_on(step.function, step.carry, *step.inputs, calls=step.calls)
-    seconds = interleave(runs, tqdm.trange(rounds, desc="time   "))
-    return {
-        "title": problem.title,
-        "rounds": rounds,
-        "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params)),
-        "methods": {
-            name: report.method_record(seconds, name, programs.get(name)) for name in names
-        },
-    }
-
-
 @command.main(Configuration, "benchmarks.step_time", saved="Nothing")
 def main(arguments: Configuration) -> None:
     """Measures the problems, writes the report and prints its tables."""
@@ -153,10 +125,6 @@ def main(arguments: Configuration) -> None:
     results = {}
     busy = [os.getloadavg()[0]]
     for name in arguments.problems:
-        if name == "costs":
-            size = arguments.batch_size or 64
-            results[name] = costs.measure("cnn", size, arguments.methods, arguments.rounds)
-            continue
         problem = arguments.problem(name)
         print(f"{name}: {problem.title}", file=sys.stderr)
         methods = arguments.methods or problem.default_methods

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.core.plotting import save
+from benchmarks.core.plotting import save, subplots
 
 _STYLE = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -26,8 +26,8 @@ def _figure(results: Mapping[str, Any], hardware: Mapping[str, Any]) -> Figure:
     """A panel of bars for each problem: the median ratio with its quartiles."""
     columns = min(2, len(results))
     rows = math.ceil(len(results) / columns)
-    figure = Figure(figsize=(7 * columns, 0.5 + 3.8 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, axes = subplots((7 * columns, 0.5 + 3.8 * rows), rows, columns, squeeze=False)
+    panels = list(axes.flat)
     for axis, (name, problem) in zip(panels, results.items(), strict=False):
         _bars(axis, name, problem)
     for axis in panels[len(results) :]:

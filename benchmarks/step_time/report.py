@@ -6,18 +6,15 @@ python -m benchmarks.step_time.report DIR [DIR ...]
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.core import command, frames, records
-from benchmarks.core.timing import Compiled, show, spread, verdict
+from benchmarks.core.timing import show, verdict
 from benchmarks.step_time import figures
 
 _MIB = 2**20
-_REFERENCES = ("base", "limit", "optax_opaque", "optax_transparent")
 
 _NOTES = """\
 Ratio, time: the method's time over the base optimizer's in the same round; median with its
@@ -55,85 +52,70 @@ _MEMORY = {"lora": 1.1, **dict.fromkeys(_DECODER, 1.01)}
 _COPIES = "temporary memory of sam at most one parameter copy above the hand-written step's"
 
 
-def method_record(
-    seconds: Mapping[str, np.ndarray], name: str, program: Compiled | None
-) -> dict[str, Any]:
-    """Returns one method's results as JSON types."""
-    parts = ("lower_seconds", "compile_seconds", "argument_bytes", "temp_bytes", "flops")
-    return {
-        "seconds": float(np.median(seconds[name])),
-        # Over every method that targets compare with, not the base alone: a quotient of two
-        # medians would bring the noise back that the rounds are there to cancel.
-        "ratio": {
-            other: spread(seconds[name] / seconds[other])._asdict()
-            for other in _REFERENCES
-            if other in seconds
-        },
-        **{part: getattr(program, part, None) for part in parts},
-    }
-
-
 def targets(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the targets that the measured problems and methods have something to say about."""
-    found = []
-
-    def add(problem: str, claim: str, measured: str, verdict: str) -> None:
-        found.append({"problem": problem, "claim": claim, "found": measured, "verdict": verdict})
-
-    for name, problem in results.items():
-        claims = _UPDATE if name.startswith("pytree") else _CLAIMS.get(name, _TRAINING)
-        methods = problem["methods"]
-        for method, other, bound, claim in claims:
-            if method in methods and other in methods:
-                ratio = methods[method]["ratio"][other]
-                add(name, claim, show(ratio), verdict(ratio, bound))
-        if name == "costs":
-            for method, claim, measured, good in _counted(problem):
-                add(name, f"{method}: {claim}", measured, "met" if good else "not met")
-        if name in _MEMORY:
-            for method, claim, value, bound in _work(methods, _MEMORY[name]):
-                met = "met" if value <= bound else "not met"
-                add(name, f"{method}: {claim} at most {bound:g}x", f"{value:.6f}", met)
-        if "sam" in methods and "limit" in methods and methods["sam"]["temp_bytes"] is not None:
-            more = methods["sam"]["temp_bytes"] - methods["limit"]["temp_bytes"]
-            copies = more / problem["parameter_bytes"]
-            add(name, _COPIES, f"{copies:+.3f} copies", "met" if copies <= 1 else "not met")
-    return found
+    return [
+        {"problem": name, "claim": claim, "found": found, "verdict": verdict}
+        for name, problem in results.items()
+        for claim, found, verdict in _targets(name, problem)
+    ]
 
 
-def _counted(problem: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """Gradients a step, and memory where there is one: what was found, and whether that is met."""
-    methods, found = problem["methods"], []
+def _targets(name: str, problem: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """A problem's targets: the claim, what was found, and whether that meets it."""
+    methods = problem["methods"]
+    claims = _UPDATE if name.startswith("pytree") else _CLAIMS.get(name, _TRAINING)
+    for method, other, bound, claim in claims:
+        if method in methods and other in methods:
+            ratio = methods[method]["ratio"][other]
+            yield claim, show(ratio), verdict(ratio, bound)
+    if name == "costs":
+        yield from _counted(problem)
+    if name in _MEMORY:
+        yield from _work(methods, _MEMORY[name])
+    if "sam" in methods and "limit" in methods and methods["sam"]["temp_bytes"] is not None:
+        copies = _copies("temp_bytes", "sam", "limit", problem)
+        yield _COPIES, f"{copies:+.3f} copies", _met(copies <= 1)
+
+
+def _counted(problem: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Gradients a step, and the memory of the state of what has one gradient."""
+    methods = problem["methods"]
     for name, wanted in _GRADIENTS.items():
         if name not in methods:
             continue
-        row, base = methods[name], methods["base"]
-        gradients = row["gradients"]
-        claim = f"{wanted:.2f} gradients a step"
-        found.append((name, claim, f"{gradients:.2f}", abs(gradients - wanted) < 1e-9))
-        if wanted == 1 and base["argument_bytes"] is not None:
-            more = row["argument_bytes"] - base["argument_bytes"]
-            copies = more / problem["parameter_bytes"]
-            claim = "state at most one parameter copy above base's"
-            # A counter is not a copy.
-            found.append((name, claim, f"{copies:+.3f} copies", copies <= 1.001))
-    return found
+        gradients = methods[name]["gradients"]
+        met = _met(abs(gradients - wanted) < 1e-9)
+        yield f"{name}: {wanted:.2f} gradients a step", f"{gradients:.2f}", met
+        if wanted == 1 and methods["base"]["argument_bytes"] is not None:
+            copies = _copies("argument_bytes", name, "base", problem)
+            claim = f"{name}: state at most one parameter copy above base's"
+            yield claim, f"{copies:+.3f} copies", _met(copies <= 1.001)  # a counter is not a copy
 
 
-def _work(methods: Mapping[str, Any], most: float) -> list[tuple[str, str, float, float]]:
-    """Compiled operations and memory, temporaries and arguments, over AdamW's; their bounds."""
+def _work(methods: Mapping[str, Any], most: float) -> Iterator[tuple[str, str, str]]:
+    """Compiled operations and memory, temporaries and arguments, over AdamW's."""
     base = methods["base"]
-    found = []
     for name, row in methods.items():
         if name == "base" or not base["flops"]:
             continue
-        found.append((name, "FLOPs", row["flops"] / base["flops"], 2 if name == "sam" else 1.001))
+        work = [("FLOPs", row["flops"] / base["flops"], 2 if name == "sam" else 1.001)]
         if base["temp_bytes"]:
             memory = [each["temp_bytes"] + each["argument_bytes"] for each in (row, base)]
-            found.append(
-                (name, "memory", memory[0] / memory[1], _MEMORY["lora"] if name == "sam" else most)
-            )
-    return found
+            bound = _MEMORY["lora"] if name == "sam" else most
+            work.append(("memory", memory[0] / memory[1], bound))
+        for kind, value, bound in work:
+            yield f"{name}: {kind} at most {bound:g}x", f"{value:.6f}", _met(value <= bound)
+
+
+def _copies(part: str, method: str, other: str, problem: Mapping[str, Any]) -> float:
+    """How many copies of the parameters a method's memory is above another's."""
+    more = problem["methods"][method][part] - problem["methods"][other][part]
+    return more / problem["parameter_bytes"]
+
+
+def _met(good: bool) -> str:
+    return "met" if good else "not met"
 
 
 def write(folder: Path) -> str:
@@ -151,10 +133,7 @@ def write(folder: Path) -> str:
     parts = [head, _NOTES.strip()]
     for name, problem in results.items():
         methods = problem["methods"]
-        cells = (
-            _costs(method, row, methods["base"]) if "gradients" in row else _cells(method, row)
-            for method, row in methods.items()
-        )
+        cells = (_cells(method, row, methods["base"]) for method, row in methods.items())
         parts += [
             f"### {name}: {problem['title']}; {problem['rounds']} rounds",
             frames.markdown(cells),
@@ -174,36 +153,26 @@ def write(folder: Path) -> str:
     return text
 
 
-def _cells(method: str, row: Mapping[str, Any]) -> dict[str, str]:
-    ratio = row["ratio"]["base"]
-    cells = {
-        "method": method,
-        "ratio": f"{ratio['median']:.2f}",
+def _cells(method: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:
+    """A method's line; where gradients are counted, the work stands first, and relative to base."""
+    ratio, flops = row["ratio"]["base"], row.get("flops")  # which earlier records do not have
+    median = f"{ratio['median']:.2f}"
+    time = {
         "quartiles": f"{ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}",
         "ms": f"{1e3 * row['seconds']:.4g}",
-        "lower s": _number(row["lower_seconds"]),
+    }
+    program = {
         "compile s": _number(row["compile_seconds"]),
         "temp MiB": _number(row["temp_bytes"], _MIB),
         "args MiB": _number(row["argument_bytes"], _MIB),
     }
-    flops = row.get("flops")  # which earlier records do not have
-    return cells | ({"GFLOP": f"{flops / 1e9:.3f}"} if flops else {})
-
-
-def _costs(method: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:
-    ratio = row["ratio"]["base"]
-    flops = row["flops"] / base["flops"] if row["flops"] and base["flops"] else None
-    return {
-        "method": method,
-        "gradients": f"{row['gradients']:.2f}",
-        "FLOPs": _number(flops),
-        "time": f"{ratio['median']:.2f}",
-        "quartiles": f"{ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}",
-        "ms": f"{1e3 * row['seconds']:.4g}",
-        "compile s": _number(row["compile_seconds"]),
-        "temp MiB": _number(row["temp_bytes"], _MIB),
-        "args MiB": _number(row["argument_bytes"], _MIB),
-    }
+    if "gradients" in row:
+        relative = flops / base["flops"] if flops and base["flops"] else None
+        work = {"gradients": f"{row['gradients']:.2f}", "FLOPs": _number(relative)}
+        return {"method": method, **work, "time": median, **time, **program}
+    lower = {"lower s": _number(row["lower_seconds"])}
+    work = {"GFLOP": f"{flops / 1e9:.3f}"} if flops else {}
+    return {"method": method, "ratio": median, **time, **lower, **program, **work}
 
 
 def _number(value: float | None, unit: float = 1) -> str:

@@ -38,12 +38,8 @@ def write(folder: Path) -> str:
     """Writes `summary.md`, `summary.json`, `results.csv` and the figures; returns the summary."""
     found = records.read_comparison(folder)
     overhead = records.read_record(folder / "overhead.json")
-    names = {record["config"]["method"] for record in found}
-    runs = {
-        name: [record for record in found if record["config"]["method"] == name]
-        for name in METHODS
-        if name in names
-    }
+    every = {name: [r for r in found if r["config"]["method"] == name] for name in METHODS}
+    runs = {name: made for name, made in every.items() if made}
     rows = {name: summarize(made) for name, made in runs.items()}
     claims = targets(runs, overhead)
     text = to_markdown(runs, rows, overhead, claims)

@@ -1,10 +1,8 @@
 """How the figures of `benchmarks.theory` look: dashed is the prediction, points the measurement."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,17 +14,18 @@ from benchmarks.core import plotting
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY = plotting.COLOURS[:6]
 GREY, BLACK = "0.4", "0.1"
 COLOURS = {"GD": GREY, "SAM": BLUE, "USAM": ORANGE}
+STYLE = plotting.STYLE | {"axes.titlesize": 11, "legend.fontsize": 9.5}
 
 
 def panels(title: str, rows: int = 1, columns: int = 3) -> tuple[Figure, Any]:
     """Returns a figure and its axes, row by row, under the claim in words."""
-    figure = Figure(figsize=(2.0 + 3.85 * columns, 0.7 + 3.7 * rows), layout="constrained")
+    figure, axes = plotting.subplots((2.0 + 3.85 * columns, 0.7 + 3.7 * rows), rows, columns)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)  # type: ignore[union-attr, call-arg]
     figure.suptitle(title, fontsize=12.5, fontweight="bold")
     figure.supxlabel(
         "dashed: prediction;  markers and solid lines: measurement", fontsize=9.5, color=GREY
     )
-    return figure, figure.subplots(rows, columns).ravel()
+    return figure, axes.ravel()
 
 
 def predicted(axis: Axes, x: ArrayLike, y: ArrayLike) -> None:
@@ -40,12 +39,11 @@ def note(axis: Axes, text: str, place: Any, **style: Any) -> None:
     axis.annotate(text, place, **options)
 
 
-def write(draw: Callable[[dict[str, Any]], Figure], series: dict[str, Any], path: Path) -> None:
-    """Draws a topic's figure and writes its PNG file."""
-    with mpl.rc_context(plotting.STYLE | {"axes.titlesize": 11, "legend.fontsize": 9.5}):
-        figure = draw({name: np.array(values, float) for name, values in series.items()})
-        for axis in figure.axes:  # decades are enough
-            for line in (axis.xaxis, axis.yaxis):
-                if line.get_scale() == "log":
-                    line.set_minor_formatter(NullFormatter())
-        figure.savefig(path, dpi=130, facecolor="white")
+def finished(draw: Callable[[dict[str, Any]], Figure], series: dict[str, Any]) -> Figure:
+    """Draws a topic's figure."""
+    figure = draw({name: np.array(values, float) for name, values in series.items()})
+    for axis in figure.axes:  # decades are enough
+        for line in (axis.xaxis, axis.yaxis):
+            if line.get_scale() == "log":
+                line.set_minor_formatter(NullFormatter())
+    return figure

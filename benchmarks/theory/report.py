@@ -3,10 +3,12 @@
 python -m benchmarks.theory.report DIR [DIR ...]
 """
 
+import functools
 import sys
 from pathlib import Path
 
 from benchmarks.core import command, frames, records
+from benchmarks.core.plotting import save
 from benchmarks.theory import figures
 from benchmarks.theory.experiment import TOPICS
 
@@ -31,8 +33,11 @@ def write(folder: Path) -> str:
         {"topic": name, **claim} for name, record in found.items() for claim in record["claims"]
     )
     frames.write(folder, {"claims.csv": lines, "summary.md": text})
-    for name, record in found.items():
-        figures.write(TOPICS[name].draw, record["series"], folder / f"{name}.png")
+    drawings = {
+        name: functools.partial(figures.finished, TOPICS[name].draw, record["series"])
+        for name, record in found.items()
+    }
+    save(folder, drawings, style=figures.STYLE, dpi=130)
     return text
 
 

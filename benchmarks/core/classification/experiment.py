@@ -20,7 +20,7 @@ from benchmarks.core.classification import trained
 from benchmarks.core.classification.task import Classification
 from benchmarks.core.classification.trained import SUBSET_SEED
 from benchmarks.core.command import Command, Names
-from benchmarks.core.comparison import Comparison, Run
+from benchmarks.core.comparison import EpochComparison, Run
 from benchmarks.core.distributed import Cluster
 from benchmarks.core.methods import MethodSpec, parse_methods
 from benchmarks.core.runs import History, Tick
@@ -79,10 +79,8 @@ class Images(Command):
         return [(spec, self.seed_start + seed) for seed in range(self.seeds) for spec in specs]
 
 
-class ImageComparison(Comparison):
+class ImageComparison(EpochComparison):
     """Methods and seeds on one data set; programs and device data are shared between them."""
-
-    entries = "epochs"
 
     def __init__(
         self,
@@ -150,33 +148,16 @@ class ImageComparison(Comparison):
         records.check_folder(folder, other.shared)
         return other
 
-    def config(self, run: Run) -> dict[str, Any]:
-        """Returns all that decides a run's numbers."""
-        return {**super().config(run), "epoch_factor": run[0].epoch_factor}
-
     def check(self, runs: Sequence[Run]) -> None:
         """Raises a `ValueError` if a method cannot be built: before hours of training."""
         for spec, _ in runs:
             self.optimizer(spec)
-
-    def epochs(self, spec: MethodSpec) -> int:
-        """Returns how long a method trains."""
-        return self.shared["epochs"] * spec.epoch_factor
-
-    def parts(self, run: Run) -> Sequence[float]:
-        """Returns the gradients of each epoch."""
-        spec, _ = run
-        return [spec.gradients] * self.epochs(spec)
 
     def start(self, run: Run) -> tuple[TrainState, History]:
         """Returns a fresh model, and the norm deviations that its cores have."""
         state = self.trainer(run[0]).init(run[1])
         deviation = self._norm_deviation(state.evaluated())
         return state, {"resumed_after_epochs": [], "epochs": [], "norm_deviation": deviation}
-
-    def resume(self, history: History) -> None:
-        """Notes after which epoch the run goes on."""
-        history["resumed_after_epochs"].append(len(history["epochs"]))
 
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
         """Trains for an epoch and evaluates."""

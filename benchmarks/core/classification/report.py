@@ -37,6 +37,11 @@ _NOTES = (
     "of them, is the fair comparison at SAM's cost.",
 )
 
+_ROBUST_COLUMNS = {
+    "test_ece": "ECE %",
+    **{f"top1_{bits}_bits": f"{bits} bits" for bits in BITS},
+    **{f"top1_noise_{100 * noise:g}": f"noise {100 * noise:g} %" for noise in NOISES},
+}
 _ROBUST = textwrap.fill(
     "Negative log-likelihood and expected calibration error (15 bins) of the last epoch's model on "
     "the test images, and its top-1 in percent with its matrices rounded to so many bits "
@@ -166,25 +171,12 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
                 "test, last 10": percent(row["last10_test_top1"]),
                 "train, last 10": percent(row["last10_train_eval_top1"]),
                 "gap": percent(row["generalization_gap"]),
-                **_known(row, early_stopped_top1="early stopped"),
+                **_known(row, {"early_stopped_top1": "early stopped"}),
                 **minus,
             }
         )
-        robust.append(
-            {
-                "method": row["method"],
-                **({"NLL": mean_std(row["test_loss"], ".4f", ".4f")} if "test_ece" in row else {}),
-                **_known(row, test_ece="ECE %"),
-                **_known(row, **{f"top1_{bits}_bits": f"{bits} bits" for bits in BITS}),
-                **_known(
-                    row,
-                    **{
-                        f"top1_noise_{level}": f"noise {level} %"
-                        for level in (f"{100 * noise:g}" for noise in NOISES)
-                    },
-                ),
-            }
-        )
+        loss = {"NLL": mean_std(row["test_loss"], ".4f", ".4f")} if "test_ece" in row else {}
+        robust.append({"method": row["method"], **loss, **_known(row, _ROBUST_COLUMNS)})
         at_equal_time = difference(row.get(f"top1_at_equal_time_minus_{BASELINE}"))
         speed.append(
             {
@@ -219,7 +211,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _known(row: dict[str, Any], **columns: str) -> dict[str, str]:
+def _known(row: dict[str, Any], columns: dict[str, str]) -> dict[str, str]:
     """The columns, by key, of what the runs recorded: older ones lack some."""
     return {name: percent(row[key]) for key, name in columns.items() if key in row}
 

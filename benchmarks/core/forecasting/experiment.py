@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from benchmarks.core import records, tunable
-from benchmarks.core.comparison import Comparison, Run
+from benchmarks.core.comparison import EpochComparison, Run
 from benchmarks.core.forecasting.task import Batches, Task
 from benchmarks.core.methods import MethodSpec
 from benchmarks.core.runs import History, Tick
@@ -31,14 +31,12 @@ class State(NamedTuple):
     best: Any
 
 
-class SeriesComparison(Comparison):
+class SeriesComparison(EpochComparison):
     """Methods and seeds on one series; programs are shared between seeds.
 
     The seed decides the initialization and the order of the windows, so that methods are compared
     in pairs.
     """
-
-    entries = "epochs"
 
     def __init__(self, series: Series, settings: Mapping[str, Any], folder: Path, tuning: bool):
         """Puts the series on the device.
@@ -77,23 +75,11 @@ class SeriesComparison(Comparison):
         self.trainers = {}
         self._tasks: dict[bool, Task] = {}
 
-    def config(self, run: Run) -> dict[str, Any]:
-        """Returns all that decides a run's numbers."""
-        return {**super().config(run), "epoch_factor": run[0].epoch_factor}
-
-    def parts(self, run: Run) -> list[float]:
-        """Returns the gradients of each epoch."""
-        return [run[0].gradients] * self.epochs(run[0])
-
     def start(self, run: Run) -> tuple[State, History]:
         """Returns a fresh network."""
         state = tunable.told(self.trainer(run[0]).init(run[1]), run[0])
         best = jax.tree.map(jnp.copy, state.params)
         return State(state, best), {"resumed_after_epochs": [], "epochs": []}
-
-    def resume(self, history: History) -> None:
-        """Notes after which epoch the run goes on."""
-        history["resumed_after_epochs"].append(len(history["epochs"]))
 
     def advance(self, run: Run, part: int, state: State, history: History, tick: Tick) -> State:
         """Trains for an epoch and validates."""
