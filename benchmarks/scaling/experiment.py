@@ -69,7 +69,7 @@ def measure(run: Run) -> dict[str, Any]:
     }
     if compiled is None:
         return found | {"why": why}
-    program = hlo.read(compiled.as_text())
+    program = hlo.read(compiled.as_text() or "")
     memory: Any = compiled.memory_analysis()
     return found | {
         "flops": hlo.flops(program),

@@ -175,13 +175,7 @@ def lower(topology: str, model: str, layout: str, method: str, rows: int) -> Low
     specs = workload.place(layout, workload.params)
     params = jax.tree.map(place, workload.params, specs)
     rest = jax.tree.map(place, workload.rest, workload.place(layout, workload.rest))
-    state = optax.tree.map_params(
-        tx,
-        place,
-        jax.eval_shape(tx.init, params),
-        specs,
-        transform_non_params=lambda leaf: place(leaf, PartitionSpec()),
-    )
+    state = placed_state(tx, params)
     batch = jax.tree.map(lambda leaf: place(leaf, split), workload.batch(rows * chips))
     step = _step(workload, tx, own)
     if own.per_device:
@@ -192,6 +186,21 @@ def lower(topology: str, model: str, layout: str, method: str, rows: int) -> Low
     start = time.perf_counter()
     lowered = jitted.lower(*arguments)
     return Lowered(lowered, arguments, time.perf_counter() - start)
+
+
+def placed_state(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptState:
+    """Returns the state as shapes: what is like a parameter lies where that does.
+
+    The rest, such as counts, lies on every chip.
+    """
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+
+    def place(leaf: Any, like: Any = None) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(mesh, PartitionSpec()) if like is None else like.sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    shapes = jax.eval_shape(tx.init, params)
+    return optax.tree.map_params(tx, place, shapes, params, transform_non_params=place)
 
 
 def _placed(mesh: Mesh, leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:

@@ -1,5 +1,6 @@
 """Steps that are run and timed, on JAX's own devices: the methods in turn, round by round."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +45,7 @@ class Timing(Experiment[Run]):
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> Any:
         """Compiles the steps and times them."""
         steps = {method: _step(run, method) for method in run.methods}
-        rounds = [(index + 1) / run.rounds for index in range(run.rounds)]
-        seconds = interleave(steps, (tick(share) for share in rounds))
+        seconds = interleave(steps, _told(run.rounds, tick))
         base = seconds.get(BASE)
         history["times"] = [
             {
@@ -55,6 +55,12 @@ class Timing(Experiment[Run]):
             }
             for method, own in seconds.items()
         ]
+
+
+def _told(rounds: int, tick: Tick) -> Iterator[int]:
+    for index in range(rounds):
+        yield index
+        tick((index + 1) / rounds)
 
 
 def _step(run: Run, method: str) -> Any:

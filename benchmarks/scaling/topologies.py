@@ -29,6 +29,12 @@ CHIPS = {
     "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 400e9),
 }
 LOCAL = "local"
+# There is no cloud machine to ask, and no chip that two processes could not share.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def check(topology: str) -> None:
@@ -76,7 +82,8 @@ def _compiled_for(topology: str) -> Sequence[Any]:
 
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError("No module named 'libtpu'; pip install -e '.[bench,tpu]'")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no cloud machine to ask
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_platforms", "cpu")  # not the chips, which are not there
     try:

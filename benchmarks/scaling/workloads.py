@@ -81,7 +81,8 @@ def decoder(split: Split, config: LlamaConfig, adapted: bool = False) -> Workloa
         return model
 
     trained = TRAINED if adapted else nnx.Param
-    graph, params, rest = nnx.split(nnx.eval_shape(build), trained, ...)
+    graph, *states = nnx.split(nnx.eval_shape(build), trained, ...)
+    params, rest = states
 
     def loss(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, params, rest, copy=True)
@@ -125,7 +126,8 @@ def _place_decoder(layout: str, tree: Any) -> Any:
 def classifier(split: Split, build: Callable[..., nnx.Module]) -> Workload:
     """Returns a network for ImageNet, computed in bfloat16, with its batch statistics."""
     model = nnx.eval_shape(lambda: build(dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
 
     del split  # which the images' own layout decides
 
