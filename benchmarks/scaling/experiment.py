@@ -1,6 +1,5 @@
 """Programs that are compiled and read: a run is one program, and a search for the largest batch."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.core.runs import Experiment, History, Tick
+from benchmarks.core.timing import compute_clock
 from benchmarks.scaling import hlo, programs, topologies
 
 
@@ -57,14 +57,14 @@ class Compilation(Experiment[Run]):
 def measure(run: Run) -> dict[str, Any]:
     """Compiles a program and reads it."""
     lowered = programs.lower(*run[:5])
-    start = time.perf_counter()
+    start = compute_clock()
     compiled, why = _compile(lowered.step)
     found: dict[str, Any] = {
         "chips": len(topologies.devices(run.topology)),
         "parameters": lowered.parameters,
         "parameter_bytes": lowered.parameter_bytes,
         "lower_seconds": lowered.seconds,
-        "compile_seconds": time.perf_counter() - start,
+        "compile_seconds": compute_clock() - start,
         "fits": compiled is not None,
     }
     if compiled is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import samax
+from benchmarks.core.timing import compute_clock
 from benchmarks.scaling import topologies
 from benchmarks.scaling.workloads import DATA, LORA, WORKLOADS, Workload, mesh_shape
 
@@ -183,9 +183,9 @@ def lower(topology: str, model: str, layout: str, method: str, rows: int) -> Low
     where = jax.tree.map(lambda leaf: leaf.sharding, (params, rest, state))
     jitted = jax.jit(step, out_shardings=(*where, None), donate_argnums=(0, 1, 2))
     arguments = params, rest, state, batch
-    start = time.perf_counter()
+    start = compute_clock()
     lowered = jitted.lower(*arguments)
-    return Lowered(lowered, arguments, time.perf_counter() - start)
+    return Lowered(lowered, arguments, compute_clock() - start)
 
 
 def placed_state(tx: optax.GradientTransformation, params: optax.Params) -> optax.OptState:

@@ -26,8 +26,8 @@ turn, of which so many carry scalars or vectors alone. Sent: by ring algorithms,
 of B bytes over n chips sends 2 B (n - 1) / n, and an all-gather or a reduce-scatter half of that.
 Ratios, in brackets, are to AdamW's, and by `shard_map` to its step by `shard_map`. Estimate: the
 largest of operations, bytes of arguments read and written once, and sent bytes, each over the
-chip's published peak: a bound from below, not a measurement. Lower, compile: seconds of tracing and
-lowering in Python, and of XLA's compilation, on {host}.
+chip's published peak: a bound from below, not a measurement. Lower, compile: seconds that tracing
+and lowering in Python, and XLA's compilation, take of one core of {host}.
 """
 _CPU_TIMES = "Simulated devices share the cores of one CPU: these times say nothing about scaling."
 
@@ -190,8 +190,10 @@ def to_markdown(
     """Returns a table a model and layout, one of several numbers of chips, and the targets."""
     software = frames.software(record, "jax", "libtpu", "flax", "optax")
     hardware = record["hardware"]
-    host = f"{hardware['device']}, {hardware['count']} core(s)"
-    parts = [f"# A training step at scale ({software})", _NOTES.format(host=host).strip()]
+    parts = [
+        f"# A training step at scale ({software})",
+        _NOTES.format(host=hardware["device"]).strip(),
+    ]
     for (topology, model, layout, count), own in _places(rows).items():
         params = own[0]["parameters"]
         title = f"## {model}, {layout}, {topology}"
