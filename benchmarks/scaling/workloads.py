@@ -141,10 +141,27 @@ def classifier(split: Split, build: Callable[..., nnx.Module]) -> Workload:
         images = jax.ShapeDtypeStruct((rows, 224, 224, 3), jnp.bfloat16)
         return images, jax.ShapeDtypeStruct((rows,), jnp.int32)
 
-    def place(layout: str, tree: Any) -> Any:
-        return jax.tree.map(lambda _: PartitionSpec(), tree)
+    return Workload(params, rest, loss, batch, _everywhere)
 
-    return Workload(params, rest, loss, batch, place)
+
+def many_leaves(split: Split, count: int) -> Workload:
+    """Returns a model of so many small arrays, whose programs are long and have nothing to do."""
+    del split
+    shape = 8, 128
+    params = {f"leaf{i}": jax.ShapeDtypeStruct(shape, jnp.float32) for i in range(count)}
+
+    def loss(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
+        total = sum(jnp.sum(leaf * leaf) for leaf in params.values())
+        return total * batch.mean(), rest
+
+    def batch(rows: int) -> Any:
+        return jax.ShapeDtypeStruct((rows,), jnp.float32)
+
+    return Workload(params, (), loss, batch, _everywhere)
+
+
+def _everywhere(layout: str, tree: Any) -> Any:
+    return jax.tree.map(lambda _: PartitionSpec(), tree)
 
 
 WORKLOADS: dict[str, Callable[[Split], Workload]] = {
@@ -155,6 +172,14 @@ WORKLOADS: dict[str, Callable[[Split], Workload]] = {
     },
     "resnet50": functools.partial(classifier, build=ResNet50),
     "vit_b": functools.partial(classifier, build=VisionTransformerB),
+    "leaves_1k": functools.partial(many_leaves, count=1_000),
+    "leaves_10k": functools.partial(many_leaves, count=10_000),
 }
-ROWS = {**dict.fromkeys([*DECODERS, *LORA], 4), "resnet50": 64, "vit_b": 64}
+ROWS = {
+    **dict.fromkeys([*DECODERS, *LORA], 4),
+    "resnet50": 64,
+    "vit_b": 64,
+    "leaves_1k": 1,
+    "leaves_10k": 1,
+}
 """Rows of the batch on each chip."""

@@ -189,11 +189,11 @@ def test_a_stale_perturbation_has_one_more_sharded_copy_in_its_state(found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["nbar", "obar", "das"])
-def test_balancing_sends_scalars_alone_where_adapters_are_sharded(method):
+def test_balancing_sends_norms_alone_where_adapters_are_sharded(method):
     runs = [Run("local:4", "lora_tiny", "sharded", name, ROWS) for name in ("adamw", method)]
     base, own = (scaling_report._row({"config": run._asdict(), **measure(run)}) for run in runs)
     assert own["flops"] == pytest.approx(base["flops"], rel=1e-3)
-    assert own["launches"] - base["launches"] == own["scalar_launches"] - base["scalar_launches"]
+    assert own["launches"] - base["launches"] <= 1
     assert 0 < own["sent_bytes"] - base["sent_bytes"] < 4096
 
 
