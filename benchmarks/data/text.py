@@ -95,12 +95,15 @@ class Tokens(NamedTuple):
             filled[:, : rows.shape[1]] = rows
         return ids, np.arange(length) < lengths[:, None], types
 
-    def chunks(self, size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields all positions for evaluation, short sentences with short ones.
+    def chunks(
+        self, size: int = 64, among: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields all positions, or some, for evaluation, short sentences with short ones.
 
         Each time the positions, and the same filled up to `size` by repeating them.
         """
-        order = np.argsort(self.lengths, kind="stable")
+        among = np.arange(len(self.lengths)) if among is None else among
+        order = among[np.argsort(self.lengths[among], kind="stable")]
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             yield chosen, np.resize(chosen, size)

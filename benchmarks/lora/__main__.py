@@ -54,6 +54,10 @@ class Configuration(Command):
     length: int = 64  # Tokens after which a sentence is cut.
     # Of two cores (lora) or of three (flora); or full: the encoder's own weights train.
     adapter: Literal["lora", "flora", "full"] = "lora"
+    # Adapters on the encoder's last so many blocks, by default on all. What is below is frozen and
+    # computed once for each sentence; with full, only these blocks and the classifier train.
+    layers: int | None = None
+    by_length: bool = False  # Batches of sentences of similar lengths: less padding to compute.
     label_noise: float = 0.0  # The share of wrong training labels, where splits are given.
     rank: int = 8  # The adapters' rank.
     lora_alpha: float = 16.0  # The adapters' output is scaled by this / rank.
@@ -66,7 +70,7 @@ class Configuration(Command):
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
         self.at_least(1, "shots", "seeds", "steps", "eval_every", "batch_size", "length", "rank")
-        self.at_least(1, "trials")
+        self.at_least(1, "trials", "layers")
         self.above_zero("lora_alpha")
         self.within(0, 1, "label_noise")
         for task in self.tasks():
@@ -89,7 +93,7 @@ class Configuration(Command):
 def _splits(arguments: Configuration, data: Path) -> tuple[Split, Split]:
     """Returns what is trained on and tested, and what a search has."""
     if text.TASKS[arguments.task].given:
-        return given(arguments.task, data, arguments.label_noise)
+        return given(arguments.task, data, arguments.label_noise, tuning.HELD_OUT)
     pool, test = text.load(arguments.task, data)
     rest, held = text.hold_out(pool, tuning.HELD_OUT, seed=0)
     split = functools.partial(drawn, task=arguments.task, shots=arguments.shots)
@@ -108,6 +112,7 @@ def _compare(
     comparison = FineTuning(tested, pretrained, arguments, folder)
     if arguments.tune:
         search = FineTuning(searched, pretrained, arguments, folder / "tuning")
+        search.trainers = comparison.trainers  # the same programs
         specs = [
             spec if spec.name == PROBE else tuning.tune(spec.name, search, arguments.trials)
             for spec in specs
