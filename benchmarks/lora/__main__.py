@@ -4,6 +4,7 @@
     python -m benchmarks.lora --task trec --data path/to/text
     python -m benchmarks.lora --task sst2 --data path/to/text --methods adamw,sam:rho=0.1 --tune
     python -m benchmarks.lora --task all --data path/to/fewshot --seeds 5 --tune
+    python -m benchmarks.lora --task all --data path/to/fewshot --layers 1 --by-length --steps 50
 
 `all` are the six tasks of the BAR paper, whose training, dev and test sets are given: SST-2, SST-5,
 SNLI, MNLI, RTE and TREC; `benchmarks.lora.overview` puts them in one table. The results go to

@@ -22,8 +22,9 @@ def write(folder: Path, runs: Runs, title: str) -> None:
     colours = palette(runs, dark=BASELINE, grey=PROBE)
     drawings = {"accuracy": lambda: _accuracy(runs, colours)}
     if trained:
-        drawings["learning_curves"] = lambda: _learning_curves(trained, colours)
         record = next(iter(next(iter(trained.values())).values()))
+        if len(record["evaluations"]) > 1:
+            drawings["learning_curves"] = lambda: _learning_curves(trained, colours)
         if record["config"]["adapter"] in _MEASURES:
             drawings["balancedness"] = lambda: _balancedness(trained, colours)
     save(folder, drawings, title)

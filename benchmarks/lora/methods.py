@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,17 +69,19 @@ def table(adapter: str) -> dict[str, Method]:
 
 
 def searched(rows: Mapping[str, Method], steps: int) -> dict[str, Method]:
-    """Returns the rows with the learning rates that are searched for so many iterations.
+    """Returns the rows with the spans that are searched for so many iterations.
 
-    The spans are those of 1000. AdamW moves a weight by about the rate, in steps that partly undo
-    each other: to come as far in fewer of them, rates are multiplied by sqrt(1000 / steps).
+    The papers' are of 1000. AdamW moves a weight by about the rate: to come as far in fewer, rates
+    are multiplied by 1000 / steps. Alpha is divided by it, so that the sum of alpha_t eta_t stays.
     """
+    factors = {"lr": PAPER_STEPS / steps, "alpha": steps / PAPER_STEPS}
 
     def scaled(row: Method) -> Method:
-        rates = {key: span for key, span in row.search.items() if key == "lr"}
-        factor = math.sqrt(PAPER_STEPS / steps)
-        wider = {key: (factor * low, factor * high) for key, (low, high) in rates.items()}
-        return dataclasses.replace(row, search={**row.search, **wider})
+        spans = {
+            key: (factors.get(key, 1.0) * low, factors.get(key, 1.0) * high)
+            for key, (low, high) in row.search.items()
+        }
+        return dataclasses.replace(row, search=spans)
 
     return {name: scaled(row) for name, row in rows.items()}
 

@@ -126,9 +126,14 @@ def title(record: Record) -> tuple[str, str]:
 
 
 def setting(config: dict[str, Any]) -> str:
-    """Returns what is adapted of the encoder, and how batches are made, where that is said."""
-    blocks = f", last {config['layers']} blocks" if "layers" in config else ""
+    """Returns which blocks train, and how batches are made, where that is not the default."""
+    blocks = f", {last_blocks(config['layers'])} alone" if "layers" in config else ""
     return blocks + (", batches of similar lengths" if "by_length" in config else "")
+
+
+def last_blocks(count: int) -> str:
+    """Returns what to call an encoder's last so many blocks."""
+    return "the last block" if count == 1 else f"the last {count} blocks"
 
 
 def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
@@ -154,7 +159,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         "evaluated": f"the {config['evaluated_on']} set",
         "paper": PAPER_STEPS,
         "factor": PAPER_STEPS / config["steps"],
-        "where": f" in the last {config['layers']} blocks" if "layers" in config else "",
+        "where": f" of {last_blocks(config['layers'])}" if "layers" in config else "",
         "measure": _MEASURES.get(config["adapter"], ""),
     }
     terms["trained"] = _TRAINED[config["adapter"]].format(**terms)

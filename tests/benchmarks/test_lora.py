@@ -258,8 +258,9 @@ class TestMethods:
 
     def test_a_search_for_fewer_iterations_has_higher_rates(self):
         rows = lora_methods.searched(lora_methods.METHODS, 250)
-        assert rows["sam"].search["lr"] == pytest.approx((2e-4, 1e-3))
+        assert rows["sam"].search["lr"] == pytest.approx((4e-4, 2e-3))
         assert rows["sam"].search["rho"] == lora_methods.METHODS["sam"].search["rho"]
+        assert rows["nbar"].search["alpha"] == pytest.approx((0.125, 0.5))
         assert rows["probe"] == lora_methods.METHODS["probe"]
 
     def test_alpha_is_scaled_to_the_papers_iterations(self):
