@@ -64,7 +64,7 @@ def _balancedness(runs: Runs, colours: Colours) -> Figure:
     layers = sorted({layer for _, layer in places})
     shown = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     figure, axes = subplots(
-        (4 * len(shown), 1 + 2.9 * len(parts)), len(parts), len(shown), sharex=True, squeeze=False
+        (12, 1 + 2.9 * len(parts)), len(parts), len(shown), sharex=True, squeeze=False
     )
     for row, part in zip(axes, parts, strict=True):
         for axis, layer in zip(row, shown, strict=True):
