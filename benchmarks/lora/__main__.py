@@ -58,6 +58,8 @@ class Configuration(Command):
     # Adapters on the encoder's last so many blocks, by default on all. What is below is frozen and
     # computed once for each sentence; with full, only these blocks and the classifier train.
     layers: int | None = None
+    # Batches are filled up to a multiple of so many tokens: more is fewer programs to compile.
+    multiple: int = text.MULTIPLE
     by_length: bool = False  # Batches of sentences of similar lengths: less padding to compute.
     label_noise: float = 0.0  # The share of wrong training labels, where splits are given.
     rank: int = 8  # The adapters' rank.
@@ -71,7 +73,7 @@ class Configuration(Command):
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
         self.at_least(1, "shots", "seeds", "steps", "eval_every", "batch_size", "length", "rank")
-        self.at_least(1, "trials", "layers")
+        self.at_least(1, "trials", "layers", "multiple")
         self.above_zero("lora_alpha")
         self.within(0, 1, "label_noise")
         for task in self.tasks():

@@ -274,7 +274,10 @@ class FineTuning(AdapterComparison):
         return self._split.sample(seed)
 
     def _tokenize(self, examples: text.Examples) -> text.Tokens:
-        return text.tokenize(self._pretrained.tokenizer, examples.sentences, self._settings.length)
+        settings = self._settings
+        return text.tokenize(
+            self._pretrained.tokenizer, examples.sentences, settings.length, settings.multiple
+        )
 
     def _read_evaluation(self) -> text.Tokens | inputs.Hidden:
         tokens = self._tokenize(self._split.evaluation)

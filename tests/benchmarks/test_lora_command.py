@@ -249,6 +249,7 @@ def test_tuning_goes_on_where_it_was_and_then_runs_the_best(command, tmp_path, m
         (["--methods", "adam"], "Unknown method 'adam'"),
         (["--methods", "sam:rho=-1"], "Method 'sam:rho=-1' cannot be built"),
         (["--steps", "0"], "--steps must be 1 or more, got 0"),
+        (["--multiple", "0"], "--multiple must be 1 or more, got 0"),
         (["--layers", "0"], "--layers must be 1 or more, got 0"),
         (["--layers", "2"], "--layers 2 is more than the 1 blocks of the model"),
         (["--lora-alpha", "0"], "--lora-alpha must be above 0, got 0.0"),

@@ -131,6 +131,7 @@ def test_a_batch_is_cut_to_its_longest_sentence():
     found, mask, types = tokens.batch(np.array([1]))
     assert found.shape == (1, 32)
     assert mask.sum() == 20
+    assert tokens._replace(multiple=8).batch(np.array([1]))[0].shape == (1, 24)
 
 
 def test_the_tokenizer_s_own_padding_and_truncation_are_off(tmp_path):
