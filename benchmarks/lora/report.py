@@ -34,7 +34,7 @@ _TRAINED = {
     "lora": "LoRA (rank {rank}, alpha {lora_alpha:g}) of query and value{where} and the classifier",
     "flora": "adapters of three cores (FLoRA, rank {rank}, alpha {lora_alpha:g}) of query and "
     "value{where} and the classifier",
-    FULL: "all weights{where}",
+    FULL: "the classifier and all weights{where}",
 }
 _BALANCING = (
     " Alpha decays linearly to 0. Iterations are {steps} where the papers have {paper}: alpha is "
