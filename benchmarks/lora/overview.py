@@ -29,8 +29,8 @@ _NOTE = (
     "Test accuracy in percent, mean ± standard deviation over seeds, each with a split of its own. "
     "The average is over the tasks. The last columns are over all {pairs} pairs of a task and a "
     "seed: the mean difference to AdamW in points ± its standard error, which is resolved where it "
-    "is more than two standard errors from 0. Paper: the averages of arXiv 2410.14802 with "
-    "RoBERTa-large on these tasks."
+    "is more than two standard errors from 0. Paper: the averages of arXiv 2410.14802 over its six "
+    "tasks, with RoBERTa-large."
 )
 
 _SAME = ("model", "adapter", "steps", "rank", "label_noise", "layers", "by_length")
