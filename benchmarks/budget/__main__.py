@@ -91,7 +91,7 @@ def _tuned(spec: MethodSpec, search: Budgeted, trials: int, rows: Table) -> Meth
         return final["validation_mse"] if "validation_mse" in final else 1 - final[report.TOP1]
 
     start = {name: spec.hyperparameters[name] for name in spec.method.search}
-    found = tuning.tune(spec.name, search, trials, rows, error=error, start=start)
+    found = tuning.tune(spec.name, search, trials, rows, error=error, starts=(start,))
     # Under the method's own name: what was found is a setting, and no other method.
     return dataclasses.replace(spec, hyperparameters=found.hyperparameters)
 

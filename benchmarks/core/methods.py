@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -219,7 +220,8 @@ class MethodSpec:
                         "choose a tensorized model, such as --model tr-resnet20"
                     )
                 start = alpha_scale * settings.pop("alpha")
-                if not start >= 0:  # samax looks at a schedule in `init`, which is late
+                # samax looks at a schedule in `init`, which is late; what is told later is traced.
+                if not isinstance(start, jax.core.Tracer) and not start >= 0:
                     raise ValueError(f"alpha must be at least 0, got {start}")
                 alpha = optax.linear_schedule(start, 0.0, steps)
                 wrap = {"learning_rate": learning_rate, "alpha": alpha, "groups": groups}

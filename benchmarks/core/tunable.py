@@ -12,7 +12,8 @@ from benchmarks.core.methods import MethodSpec
 from benchmarks.core.training import TrainState
 
 RUNTIME = ("lr", "decay", "rho")
-"""What is told: the base optimizer's learning rate and weight decay, and the radius."""
+"""What is told: the base optimizer's learning rate and weight decay, and the radius; and, of those
+that balance, alpha."""
 
 
 def optimizer(
@@ -54,8 +55,9 @@ def optimizer(
 
 def runtime(spec: MethodSpec) -> dict[str, float]:
     """Returns the hyper-parameters that programs are told when they run."""
+    names = (*RUNTIME, "alpha") if spec.method.balances else RUNTIME
     return {
-        name: float(spec.hyperparameters[name]) for name in RUNTIME if name in spec.hyperparameters
+        name: float(spec.hyperparameters[name]) for name in names if name in spec.hyperparameters
     }
 
 

@@ -1,6 +1,6 @@
 """Searching a method's hyper-parameters with Optuna, on whatever its runs' records say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def tune(
     table: Table,
     *,
     error: Callable[[Record], float | None],
-    start: Mapping[str, float] | None = None,
+    starts: Sequence[Mapping[str, float]] = (),
     seed: int = SEED,
     unit: str = "epoch",
 ) -> MethodSpec:
@@ -36,8 +36,8 @@ def tune(
         trials: How many settings are tried.
         table: The methods.
         error: Reads from a record what is to be low; None, of a run that diverged, is the highest.
-        start: The settings of the first trial, the same for every method that has them; by default
-            they are drawn as the others are.
+        starts: The settings of the first trials, the same for every method that has them; the
+            others are drawn.
         seed: That of every trial's run.
         unit: What a part of a run is called.
 
@@ -55,8 +55,8 @@ def tune(
         # draw its first trials again.
         for index in range(done, trials):
             study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=index)
-            if index == 0 and start is not None:
-                study.enqueue_trial({key: start[key] for key in search})
+            if index < len(starts):
+                study.enqueue_trial({key: starts[index][key] for key in search})
             trial = study.ask()
             drawn = {
                 key: trial.suggest_float(key, low, high, log=True)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_MULTIPLE = 16  # batches have few different lengths, as each is a program to compile
+MULTIPLE = 16
+"""By default batches have lengths that it divides: few, as each is a program to compile."""
 
 
 class Task(NamedTuple):
@@ -80,27 +81,31 @@ class Tokens(NamedTuple):
     ids: np.ndarray  # int32, (n, longest)
     lengths: np.ndarray  # int32, (n,)
     types: np.ndarray  # int32, (n, longest): 1 in the second sentence of a pair
+    multiple: int = MULTIPLE  # What the length of a batch is a multiple of
 
     def batch(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns ids, mask and types of the sentences at some positions, (sentences, length).
 
-        The length is that of the longest of them, rounded up to a multiple of 16: what is cut off
-        is padding, which no result depends on.
+        The length is that of the longest of them, rounded up to `multiple`: what is cut off is
+        padding, which no result depends on.
         """
         lengths = self.lengths[chosen]
-        length = -(-int(lengths.max()) // _MULTIPLE) * _MULTIPLE
+        length = -(-int(lengths.max()) // self.multiple) * self.multiple
         ids, types = np.zeros((2, len(chosen), length), np.int32)
         for filled, values in ((ids, self.ids), (types, self.types)):
             rows = values[chosen, :length]
             filled[:, : rows.shape[1]] = rows
         return ids, np.arange(length) < lengths[:, None], types
 
-    def chunks(self, size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields all positions for evaluation, short sentences with short ones.
+    def chunks(
+        self, size: int = 64, among: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields all positions, or some, for evaluation, short sentences with short ones.
 
         Each time the positions, and the same filled up to `size` by repeating them.
         """
-        order = np.argsort(self.lengths, kind="stable")
+        among = np.arange(len(self.lengths)) if among is None else among
+        order = among[np.argsort(self.lengths[among], kind="stable")]
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             yield chosen, np.resize(chosen, size)
@@ -239,7 +244,9 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def tokenize(tokenizer: Any, sentences: np.ndarray, length: int) -> Tokens:
+def tokenize(
+    tokenizer: Any, sentences: np.ndarray, length: int, multiple: int = MULTIPLE
+) -> Tokens:
     """Turns sentences, or pairs, into token ids, cut after `length` tokens.
 
     The last of them stays [SEP]; of a pair the longer sentence is cut.
@@ -252,4 +259,4 @@ def tokenize(tokenizer: Any, sentences: np.ndarray, length: int) -> Tokens:
     for index, one in enumerate(encoded):
         ids[index, : len(one.ids)] = one.ids
         types[index, : len(one.ids)] = one.type_ids
-    return Tokens(ids, lengths, types)
+    return Tokens(ids, lengths, types, multiple)

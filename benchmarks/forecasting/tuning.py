@@ -18,7 +18,7 @@ def tune(spec: MethodSpec, search: Forecasting, trials: int) -> MethodSpec:
     if not spec.method.search:
         return spec
     error = lambda record: record["final"]["validation_mse"]  # noqa: E731
-    found = tuning.tune(spec.name, search, trials, METHODS, error=error, start=START)
+    found = tuning.tune(spec.name, search, trials, METHODS, error=error, starts=(START,))
     chosen = {key: found.hyperparameters[key] for key in spec.method.search}
     return dataclasses.replace(spec, hyperparameters={**spec.hyperparameters, **chosen})
 

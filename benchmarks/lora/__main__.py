@@ -4,6 +4,7 @@
     python -m benchmarks.lora --task trec --data path/to/text
     python -m benchmarks.lora --task sst2 --data path/to/text --methods adamw,sam:rho=0.1 --tune
     python -m benchmarks.lora --task all --data path/to/fewshot --seeds 5 --tune
+    python -m benchmarks.lora --task all --data path/to/fewshot --layers 1 --by-length --steps 50
 
 `all` are the six tasks of the BAR paper, whose training, dev and test sets are given: SST-2, SST-5,
 SNLI, MNLI, RTE and TREC; `benchmarks.lora.overview` puts them in one table. The results go to
@@ -54,6 +55,12 @@ class Configuration(Command):
     length: int = 64  # Tokens after which a sentence is cut.
     # Of two cores (lora) or of three (flora); or full: the encoder's own weights train.
     adapter: Literal["lora", "flora", "full"] = "lora"
+    # Adapters on the encoder's last so many blocks, by default on all. What is below is frozen and
+    # computed once for each sentence; with full, only these blocks and the classifier train.
+    layers: int | None = None
+    # Batches are filled up to a multiple of so many tokens: more is fewer programs to compile.
+    multiple: int = text.MULTIPLE
+    by_length: bool = False  # Batches of sentences of similar lengths: less padding to compute.
     label_noise: float = 0.0  # The share of wrong training labels, where splits are given.
     rank: int = 8  # The adapters' rank.
     lora_alpha: float = 16.0  # The adapters' output is scaled by this / rank.
@@ -66,7 +73,7 @@ class Configuration(Command):
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
         self.at_least(1, "shots", "seeds", "steps", "eval_every", "batch_size", "length", "rank")
-        self.at_least(1, "trials")
+        self.at_least(1, "trials", "layers", "multiple")
         self.above_zero("lora_alpha")
         self.within(0, 1, "label_noise")
         for task in self.tasks():
@@ -89,7 +96,7 @@ class Configuration(Command):
 def _splits(arguments: Configuration, data: Path) -> tuple[Split, Split]:
     """Returns what is trained on and tested, and what a search has."""
     if text.TASKS[arguments.task].given:
-        return given(arguments.task, data, arguments.label_noise)
+        return given(arguments.task, data, arguments.label_noise, tuning.HELD_OUT)
     pool, test = text.load(arguments.task, data)
     rest, held = text.hold_out(pool, tuning.HELD_OUT, seed=0)
     split = functools.partial(drawn, task=arguments.task, shots=arguments.shots)
@@ -108,6 +115,7 @@ def _compare(
     comparison = FineTuning(tested, pretrained, arguments, folder)
     if arguments.tune:
         search = FineTuning(searched, pretrained, arguments, folder / "tuning")
+        search.trainers = comparison.trainers  # the same programs
         specs = [
             spec if spec.name == PROBE else tuning.tune(spec.name, search, arguments.trials)
             for spec in specs

@@ -13,11 +13,10 @@ import numpy as np
 from flax import nnx
 
 import samax
-from benchmarks.core import records
+from benchmarks.core import records, tunable
 from benchmarks.core.adapters import (
     TRACE_EVERY,
     AdapterComparison,
-    batch_indices,
     mean_imbalance,
 )
 from benchmarks.core.comparison import Run
@@ -25,6 +24,7 @@ from benchmarks.core.methods import MethodSpec
 from benchmarks.core.runs import History, Tick
 from benchmarks.core.training import Trainer, TrainState, first_rows, mean_scores
 from benchmarks.data import corrupt_labels, text
+from benchmarks.lora import inputs
 from benchmarks.lora.methods import PROBE, WEIGHT_DECAY, optimizer
 from benchmarks.models import bert
 from benchmarks.models.lora import FULL, TRAINED, SentenceTask, build_classifier
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _DECIDED = ("task", "shots", "steps", "eval_every", "batch_size", "length", "adapter", "rank")
 _RECORDED = (*_DECIDED, "lora_alpha", "bfloat16")
+_OPTIONAL = ("label_noise", "layers", "by_length")
 
 
 class Pretrained(NamedTuple):
@@ -65,11 +66,12 @@ def drawn(
     return Split(sample, evaluation, evaluated_on, _crc32(pool, evaluation))
 
 
-def given(task: str, data: Path, label_noise: float) -> tuple[Split, Split]:
+def given(task: str, data: Path, label_noise: float, held_out: int) -> tuple[Split, Split]:
     """Returns the splits of a task that come with it: tested, and on the first one's dev set.
 
-    A seed counts the splits. Of the training labels, and of the dev set's by which settings are
-    chosen, the share of `label_noise` is replaced by others.
+    A seed counts the splits. Of a dev set about `held_out` examples are used, as many of each class
+    as its share. Of the training labels, and of the dev set's by which settings are chosen, the
+    share of `label_noise` is replaced by others.
     """
     splits, test = text.load_splits(task, data)
     classes = len(text.TASKS[task].labels)
@@ -80,7 +82,7 @@ def given(task: str, data: Path, label_noise: float) -> tuple[Split, Split]:
     def sample(seed: int) -> text.Examples:
         return noisy(splits[text.SPLITS[seed]][0], seed)
 
-    dev = noisy(splits[text.SPLITS[0]][1], 0)
+    dev = noisy(text.hold_out(splits[text.SPLITS[0]][1], held_out, seed=0)[1], 0)
     crc32 = _crc32(*(part for split in splits.values() for part in split), test)
     return Split(sample, test, "test", crc32), Split(sample, dev, "dev", crc32)
 
@@ -107,6 +109,14 @@ def load_pretrained(folder: Path | None, bfloat16: bool) -> Pretrained:
     return Pretrained(name, crc32, encoder, text.load_tokenizer(place))
 
 
+class Training(NamedTuple):
+    """What a seed trains on."""
+
+    sentences: text.Tokens | inputs.Hidden
+    labels: np.ndarray
+    batches: list[np.ndarray]  # the positions of each step's examples
+
+
 class FineTuning(AdapterComparison):
     """Runs methods and seeds on one task; programs and frozen weights are shared between seeds.
 
@@ -122,8 +132,8 @@ class FineTuning(AdapterComparison):
         """Tokenizes what is evaluated on.
 
         Raises:
-            ValueError: The length is more than the model allows, a class has too few examples, or
-                the folder holds records of another comparison.
+            ValueError: The length or the layers are more than the model allows, a class has too few
+                examples, or the folder holds records of another comparison.
         """
         bert.check_length(arguments.length, pretrained.encoder.config, "--length")
         self.folder, self._split, self._pretrained = folder, split, pretrained
@@ -143,14 +153,21 @@ class FineTuning(AdapterComparison):
             "evaluated_on": split.evaluated_on,
             "test_examples": len(split.evaluation.labels),
             "weight_decay": WEIGHT_DECAY,
-            # Earlier records do not have the key.
-            **({"label_noise": arguments.label_noise} if arguments.label_noise else {}),
+            # Earlier records do not have these keys.
+            **{name: getattr(arguments, name) for name in _OPTIONAL if getattr(arguments, name)},
         }
         records.check_folder(folder, self.shared)
-        self._evaluation = self._tokenize(split.evaluation)
-        build = functools.partial(
-            build_classifier, pretrained.encoder, len(text.TASKS[arguments.task].labels)
-        )
+        encoder: bert.Bert | bert.LastBlocks = pretrained.encoder
+        self._below: inputs.Below | None = None
+        if arguments.layers:
+            below, encoder = bert.cut(pretrained.encoder, arguments.layers)
+            self._below = inputs.compiled(below)
+        # Once for all runs; of a seed's training examples until the next seed comes.
+        self._evaluation = functools.cache(self._read_evaluation)
+        self._training = functools.lru_cache(1)(self._read_training)
+        # One part needs no checkpoint.
+        self.saves = arguments.eval_every < arguments.steps
+        build = functools.partial(build_classifier, encoder, len(text.TASKS[arguments.task].labels))
         options: dict[str, Any] = {"adapter": arguments.adapter, "rank": arguments.rank}
         build = functools.partial(build, alpha=arguments.lora_alpha, **options)
         self._full = arguments.adapter == FULL
@@ -162,31 +179,37 @@ class FineTuning(AdapterComparison):
         return [] if run[0].name == PROBE else super().parts(run)
 
     def start(self, run: Run) -> tuple[TrainState | None, History]:
-        """Returns fresh adapters and classifier."""
-        return (None, {}) if run[0].name == PROBE else super().start(run)
+        """Returns fresh adapters and classifier, told the run's hyper-parameters."""
+        if run[0].name == PROBE:
+            return None, {}
+        state, history = super().start(run)
+        return tunable.told(state, run[0]), history
 
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
         """Trains until the next evaluation, and evaluates."""
-        seed, trainer = run[1], self.trainer(run[0])
-        examples = self._sample(seed)
-        tokens = self._tokenize(examples)
+        trainer, training = self.trainer(run[0]), self._training(run[1])
         start, end = self.ends[part : part + 2]
         wall, compiling, metrics = time.perf_counter(), trainer.compile_seconds, []
         for step in range(start, end):
             if step % TRACE_EVERY == 0:
                 self.note(state, step, history)
-            chosen = batch_indices(len(examples.labels), self._settings.batch_size, seed, step)
-            batch = (self._model.frozen, *tokens.batch(chosen), examples.labels[chosen])
+            chosen = training.batches[step]
+            batch = (
+                self._model.frozen,
+                *training.sentences.batch(chosen),
+                training.labels[chosen],
+            )
             state, values = trainer.train(state, batch)
             metrics.append(values)
             tick((step + 1 - start) / (end - start))
         seconds = time.perf_counter() - wall - (trainer.compile_seconds - compiling)
         labels, params = self._split.evaluation.labels, state.evaluated()
+        evaluation = self._evaluation()
         test = mean_scores(
             lambda batch: self._model.scores(params, (self._model.frozen, *batch)),
             (
-                ((*self._evaluation.batch(filled), labels[filled]), len(chosen))
-                for chosen, filled in self._evaluation.chunks()
+                ((*evaluation.batch(filled), labels[filled]), len(chosen))
+                for chosen, filled in evaluation.chunks()
             ),
         )
         means = {
@@ -228,7 +251,8 @@ class FineTuning(AdapterComparison):
         examples = self._sample(seed)
         classifier = LogisticRegression(max_iter=10_000)
         classifier.fit(self._features(self._tokenize(examples)), examples.labels)
-        features, labels = self._features(self._evaluation), self._split.evaluation.labels
+        evaluation = self._split.evaluation
+        features, labels = self._features(self._tokenize(evaluation)), evaluation.labels
         return {
             "parameters": classifier.coef_.size + classifier.intercept_.size,
             "final": {"test_top1": float(classifier.score(features, labels))},
@@ -250,7 +274,30 @@ class FineTuning(AdapterComparison):
         return self._split.sample(seed)
 
     def _tokenize(self, examples: text.Examples) -> text.Tokens:
-        return text.tokenize(self._pretrained.tokenizer, examples.sentences, self._settings.length)
+        settings = self._settings
+        return text.tokenize(
+            self._pretrained.tokenizer, examples.sentences, settings.length, settings.multiple
+        )
+
+    def _read_evaluation(self) -> text.Tokens | inputs.Hidden:
+        tokens = self._tokenize(self._split.evaluation)
+        return tokens if self._below is None else inputs.hidden(self._below, tokens)
+
+    def _read_training(self, seed: int) -> Training:
+        settings, examples = self._settings, self._sample(seed)
+        tokens = self._tokenize(examples)
+        steps = range(settings.steps)
+        batches = list(
+            inputs.batches(tokens.lengths, settings.batch_size, seed, steps, settings.by_length)
+        )
+        if self._below is None:
+            return Training(tokens, examples.labels, batches)
+        hidden = inputs.hidden(self._below, tokens, np.unique(np.concatenate(batches)))
+        return Training(hidden, examples.labels, batches)
+
+    def program(self, spec: MethodSpec) -> str:
+        """Returns what methods share that differ in numbers which programs are told."""
+        return tunable.program(spec)
 
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer."""

@@ -22,8 +22,9 @@ def write(folder: Path, runs: Runs, title: str) -> None:
     colours = palette(runs, dark=BASELINE, grey=PROBE)
     drawings = {"accuracy": lambda: _accuracy(runs, colours)}
     if trained:
-        drawings["learning_curves"] = lambda: _learning_curves(trained, colours)
         record = next(iter(next(iter(trained.values())).values()))
+        if len(record["evaluations"]) > 1:
+            drawings["learning_curves"] = lambda: _learning_curves(trained, colours)
         if record["config"]["adapter"] in _MEASURES:
             drawings["balancedness"] = lambda: _balancedness(trained, colours)
     save(folder, drawings, title)
@@ -61,15 +62,15 @@ def _balancedness(runs: Runs, colours: Colours) -> Figure:
             places[match["part"], int(match["layer"])] = group
     parts = list(dict.fromkeys(part for part, _ in places))
     layers = sorted({layer for _, layer in places})
-    shown = {"first": layers[0], "middle": layers[len(layers) // 2], "last": layers[-1]}
+    shown = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     figure, axes = subplots(
         (12, 1 + 2.9 * len(parts)), len(parts), len(shown), sharex=True, squeeze=False
     )
     for row, part in zip(axes, parts, strict=True):
-        for axis, (name, layer) in zip(row, shown.items(), strict=True):
+        for axis, layer in zip(row, shown, strict=True):
             bands(axis, runs, colours, "trace", "step", places[part, layer])
             axis.axhline(0, color="0.4", lw=1, ls=":")
-            axis.set_title(f"{part}, {name} layer ({layer + 1})", fontsize=9.5, loc="left")
+            axis.set_title(f"{part}, layer {layer + 1}", fontsize=9.5, loc="left")
     for axis in axes[-1]:
         axis.set_xlabel("iteration")
     for axis in axes[:, 0]:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import optax
 
 import samax
+from benchmarks.core import tunable
 from benchmarks.core.adapters import split_rate
 from benchmarks.core.methods import Method, MethodSpec, select
 from benchmarks.models.lora import FULL, is_adapter
@@ -66,8 +68,28 @@ def table(adapter: str) -> dict[str, Method]:
     return {PROBE: METHODS[PROBE], **own}
 
 
+def searched(rows: Mapping[str, Method], steps: int) -> dict[str, Method]:
+    """Returns the rows with the spans that are searched for so many iterations.
+
+    The papers' are of 1000. AdamW moves a weight by about the rate: to come as far in fewer, rates
+    are multiplied by 1000 / steps. Alpha is divided by it, so that the sum of alpha_t eta_t stays.
+    """
+    factors = {"lr": PAPER_STEPS / steps, "alpha": steps / PAPER_STEPS}
+
+    def scaled(row: Method) -> Method:
+        spans = {
+            key: (factors.get(key, 1.0) * low, factors.get(key, 1.0) * high)
+            for key, (low, high) in row.search.items()
+        }
+        return dataclasses.replace(row, search=spans)
+
+    return {name: scaled(row) for name, row in rows.items()}
+
+
 def optimizer(spec: MethodSpec, steps: int) -> optax.GradientTransformationExtraArgs:
     """Builds a row's optimizer: a constant learning rate, and alpha that decays linearly to 0.
+
+    It is told its hyper-parameters when it runs, so that a search compiles one program.
 
     alpha_0 is that of the papers' 1000 iterations. In fewer it is multiplied by 1000 / steps, so
     that the sum of alpha_t eta_t, by which the cores grow and shrink, is that of 1000 iterations.
@@ -75,11 +97,21 @@ def optimizer(spec: MethodSpec, steps: int) -> optax.GradientTransformationExtra
     Raises:
         ValueError: A hyper-parameter has an unknown name or an invalid value.
     """
-    rate, spec = split_rate(spec) if spec.method.defaults else (0.0, spec)  # the probe has none
-    return spec.optimizer(
-        optax.adamw(rate, weight_decay=WEIGHT_DECAY),
-        learning_rate=rate,
-        steps=steps,
-        groups=samax.lora_groups,
-        alpha_scale=PAPER_STEPS / steps,
-    )
+    if not spec.method.defaults:  # the probe, which trains nothing
+        return spec.optimizer(optax.identity())
+    rate, spec = split_rate(spec)
+
+    def build(lr: Any, rho: Any = None, alpha: Any = None) -> optax.GradientTransformationExtraArgs:
+        told = {"rho": rho, "alpha": alpha}
+        told = {key: value for key, value in told.items() if value is not None}
+        own = dataclasses.replace(spec, hyperparameters={**spec.hyperparameters, **told})
+        return own.optimizer(
+            optax.adamw(lr, weight_decay=WEIGHT_DECAY),
+            learning_rate=lr,
+            steps=steps,
+            groups=samax.lora_groups,
+            alpha_scale=PAPER_STEPS / steps,
+        )
+
+    build(rate)  # with numbers, which samax checks
+    return optax.inject_hyperparams(build)(lr=rate, **tunable.runtime(spec))

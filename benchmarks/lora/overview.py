@@ -18,6 +18,7 @@ from benchmarks.core.command import Summaries
 from benchmarks.core.frames import by_seed, difference, paired, percent, resolved, spread
 from benchmarks.core.records import Record, Runs, by_method, read_comparison
 from benchmarks.data.text import FEW_SHOT
+from benchmarks.lora import report
 from benchmarks.lora.methods import BASELINE, table
 
 PAPER = {"adamw": 80.0, "sam": 81.3, "obar": 80.9, "nbar": 81.2}
@@ -28,11 +29,11 @@ _NOTE = (
     "Test accuracy in percent, mean ± standard deviation over seeds, each with a split of its own. "
     "The average is over the tasks. The last columns are over all {pairs} pairs of a task and a "
     "seed: the mean difference to AdamW in points ± its standard error, which is resolved where it "
-    "is more than two standard errors from 0. Paper: the averages of arXiv 2410.14802 with "
-    "RoBERTa-large on these tasks."
+    "is more than two standard errors from 0. Paper: the averages of arXiv 2410.14802 over its six "
+    "tasks, with RoBERTa-large."
 )
 
-_SAME = ("model", "adapter", "steps", "rank", "label_noise")
+_SAME = ("model", "adapter", "steps", "rank", "label_noise", "layers", "by_length")
 Tasks = dict[str, Runs]
 
 
@@ -118,7 +119,8 @@ def to_markdown(record: Record, tasks: Tasks, rows: dict[str, dict[str, Any]]) -
     )
     parts = [
         f"# {len(tasks)} few-shot tasks, {config['model']}{noise}",
-        f"{config['steps']} iterations, batch {config['batch_size']}, rank {config['rank']}; "
+        f"{config['steps']} iterations, batch {config['batch_size']}, rank {config['rank']}"
+        f"{report.setting(config)}; "
         f"{frames.made_on(record, 'jax', 'flax', 'optax')}.",
         frames.markdown(lines),
         *frames.fill(_NOTE.format(pairs=pairs)),

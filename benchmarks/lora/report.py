@@ -31,10 +31,10 @@ _NOTES = (
     "`benchmarks.step_time`.",
 )
 _TRAINED = {
-    "lora": "LoRA (rank {rank}, alpha {lora_alpha:g}) of query and value and the classifier",
+    "lora": "LoRA (rank {rank}, alpha {lora_alpha:g}) of query and value{where} and the classifier",
     "flora": "adapters of three cores (FLoRA, rank {rank}, alpha {lora_alpha:g}) of query and "
-    "value and the classifier",
-    FULL: "all weights",
+    "value{where} and the classifier",
+    FULL: "the classifier and all weights{where}",
 }
 _BALANCING = (
     " Alpha decays linearly to 0. Iterations are {steps} where the papers have {paper}: alpha is "
@@ -120,9 +120,20 @@ def title(record: Record) -> tuple[str, str]:
     details = (
         f"{config['shots']} examples a class{rare}{wrong} ({config['train_examples']:,} in all), "
         f"{config['test_examples']:,} to evaluate on; {config['steps']} iterations, "
-        f"batch {config['batch_size']}{precision}"
+        f"batch {config['batch_size']}{precision}{setting(config)}"
     )
     return heading, details
+
+
+def setting(config: dict[str, Any]) -> str:
+    """Returns which blocks train, and how batches are made, where that is not the default."""
+    blocks = f", {last_blocks(config['layers'])} alone" if "layers" in config else ""
+    return blocks + (", batches of similar lengths" if "by_length" in config else "")
+
+
+def last_blocks(count: int) -> str:
+    """Returns what to call an encoder's last so many blocks."""
+    return "the last block" if count == 1 else f"the last {count} blocks"
 
 
 def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
@@ -148,6 +159,7 @@ def to_markdown(record: Record, rows: list[dict[str, Any]], runs: Runs) -> str:
         "evaluated": f"the {config['evaluated_on']} set",
         "paper": PAPER_STEPS,
         "factor": PAPER_STEPS / config["steps"],
+        "where": f" of {last_blocks(config['layers'])}" if "layers" in config else "",
         "measure": _MEASURES.get(config["adapter"], ""),
     }
     terms["trained"] = _TRAINED[config["adapter"]].format(**terms)

@@ -6,8 +6,9 @@ shows, and costs 1e-4 where it is missed: the layer norms' epsilon is 1e-12.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -123,9 +124,50 @@ class Bert(nnx.Module):
         x = self.norm(
             x + self.token_type_embeddings(jnp.zeros_like(ids) if types is None else types)
         )
-        for block in self.encoder.layers:
+        for block in self.blocks:
             x = block(x, mask)
         return x
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks, from the first."""
+        return tuple(cast("Sequence[Block]", self.encoder.layers))
+
+
+class LastBlocks(nnx.Module):
+    """The last blocks of an encoder, named by their positions in it."""
+
+    def __init__(self, config: BertConfig, blocks: Sequence[Block]):
+        """Takes the blocks."""
+        self.config = config
+        first = config.num_hidden_layers - len(blocks)
+        self.layers = nnx.Dict({str(first + i): block for i, block in enumerate(blocks)})
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Maps the hidden states (N, T, size) below these blocks to the last ones."""
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks, from the first of them."""
+        return tuple(self.layers.values())
+
+
+def cut(encoder: Bert, last: int) -> tuple[Bert, LastBlocks]:
+    """Cuts an encoder in two, which share its arrays: what is below its last blocks, and these.
+
+    Raises:
+        ValueError: The encoder has fewer blocks.
+    """
+    count = encoder.config.num_hidden_layers
+    if last > count:
+        raise ValueError(f"--layers {last} is more than the {count} blocks of the model.")
+    below = nnx.clone(encoder)
+    blocks = below.blocks
+    below.encoder = nnx.Sequential(*blocks[: count - last])
+    return below, LastBlocks(encoder.config, blocks[count - last :])
 
 
 def check_length(length: int, config: BertConfig, name: str) -> None:

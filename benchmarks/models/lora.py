@@ -6,7 +6,7 @@ its `A` is he_uniform (squared norm 2 r, here 16) where LoRA's code has kaiming_
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from benchmarks.models.bert import Bert, mean_pool
+from benchmarks.models.bert import Bert, Block, LastBlocks, mean_pool
 from benchmarks.models.llama import Llama, causal_mask, stacked
 
 # U(-1/sqrt(n), 1/sqrt(n)) for fan-in n, which is what kaiming_uniform(a=sqrt(5)) amounts to.
@@ -72,10 +72,12 @@ FULL = "full"
 """In an adapter's place: the encoder's own weights train."""
 
 
-def adapt(encoder: Bert, adapter: str, *, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
-    """Attaches adapters to query and value of every block, in place."""
+def adapt(
+    blocks: Iterable[Block], adapter: str, *, rank: int, alpha: float, rngs: nnx.Rngs
+) -> None:
+    """Attaches adapters to query and value of blocks, in place."""
     build = ADAPTERS[adapter]
-    for block in encoder.encoder.layers:
+    for block in blocks:
         for name in ("query", "value"):
             base = getattr(block, name)
             lora = build(base.in_features, rank, base.out_features, rngs)
@@ -102,8 +104,8 @@ class SentenceClassifier(nnx.Module):
     The linear layer starts random: from zero every adapter's first gradient would be zero.
     """
 
-    def __init__(self, encoder: Bert, num_classes: int, *, rngs: nnx.Rngs):
-        """Puts a classifier on an encoder."""
+    def __init__(self, encoder: Bert | LastBlocks, num_classes: int, *, rngs: nnx.Rngs):
+        """Puts a classifier on an encoder, or on its last blocks."""
         self.encoder = encoder
         self.classifier = nnx.Linear(
             encoder.config.hidden_size,
@@ -112,11 +114,13 @@ class SentenceClassifier(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(
-        self, ids: jax.Array, mask: jax.Array, types: jax.Array | None = None
-    ) -> jax.Array:
-        """Maps (N, T) token ids with their mask and types to float32 logits (N, classes)."""
-        return self.classifier(mean_pool(self.encoder(ids, mask, types), mask))
+    def __call__(self, inputs: jax.Array, mask: jax.Array, *types: jax.Array) -> jax.Array:
+        """Maps what the encoder reads to float32 logits (N, classes).
+
+        An encoder reads ids (N, T), their mask and types; its last blocks the hidden states
+        (N, T, size) below them, and the mask.
+        """
+        return self.classifier(mean_pool(self.encoder(inputs, mask, *types), mask))
 
 
 def is_adapter(params: Any) -> Any:
@@ -135,8 +139,8 @@ class SentenceTask:
     def __init__(self, build_model: Callable[[int], nnx.Module], trained: Any = TRAINED):
         """Builds the model once for its structure and its frozen weights, kept as `frozen`.
 
-        `build_model` maps a seed to a model of ids, mask and types, whose frozen weights do not
-        depend on the seed; `trained` is the filter of the others.
+        `build_model` maps a seed to a model of a batch without its labels, whose frozen weights do
+        not depend on the seed; `trained` is the filter of the others.
         """
         self._build_model, self._trained = build_model, trained
         self.graph: nnx.GraphDef
@@ -215,7 +219,7 @@ class DecoderTask:
 
 
 def build_classifier(
-    encoder: Bert,
+    encoder: Bert | LastBlocks,
     num_classes: int,
     seed: int,
     *,
@@ -226,5 +230,5 @@ def build_classifier(
     """Puts adapters, or with `FULL` none, and a classifier on a copy that shares the arrays."""
     model, rngs = nnx.clone(encoder), nnx.Rngs(seed)
     if adapter != FULL:
-        adapt(model, adapter, rank=rank, alpha=alpha, rngs=rngs)
+        adapt(model.blocks, adapter, rank=rank, alpha=alpha, rngs=rngs)
     return SentenceClassifier(model, num_classes, rngs=rngs)

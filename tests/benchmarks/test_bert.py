@@ -70,6 +70,17 @@ def test_tokens_see_one_another_and_their_positions():
     assert np.abs(bert.mean_pool(hidden_states(model, swapped, MASK) - hidden, MASK)).max() > 1e-3
 
 
+@pytest.mark.parametrize("last", [1, 2])
+def test_the_last_blocks_go_on_from_what_is_below(last):
+    model = encoder()
+    below, blocks = bert.cut(model, last)
+    assert list(blocks.layers) == [str(i) for i in range(2 - last, 2)]
+    hidden = hidden_states(blocks, hidden_states(below, IDS, MASK), MASK)
+    np.testing.assert_allclose(hidden, hidden_states(model, IDS, MASK), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="--layers 3 is more than the 2 blocks of the model"):
+        bert.cut(model, 3)
+
+
 class TestLoading:
     @pytest.fixture(autouse=True)
     def _needs_safetensors(self):

@@ -1,5 +1,6 @@
 """The adapters, the optimizers and the training step."""
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -11,14 +12,20 @@ import pytest
 from flax import nnx
 
 import samax
+from benchmarks.core import tunable
 from benchmarks.core.adapters import batch_indices
 from benchmarks.core.methods import parse_method
 from benchmarks.core.training import Trainer, mean_scores
+from benchmarks.data.text import Tokens
+from benchmarks.lora import inputs
 from benchmarks.lora import methods as lora_methods
 from benchmarks.lora.experiment import imbalance
+from benchmarks.models import bert
 from benchmarks.models.lora import (
     TRAINED,
+    SentenceClassifier,
     SentenceTask,
+    adapt,
     build_classifier,
     is_adapter,
     kaiming_uniform,
@@ -184,7 +191,78 @@ class TestStep:
         chex.assert_trees_all_close(found.params, expected, rtol=1e-4, atol=2e-6)
 
 
+class TestLastBlocks:
+    """What is below the adapters is computed once: nothing else changes."""
+
+    def test_loss_gradients_and_scores_are_those_without(self):
+        below, blocks = bert.cut(PRETRAINED, 1)
+        short = SentenceTask(functools.partial(classifier, pretrained=blocks))
+
+        def whole(seed):
+            model, rngs = nnx.clone(PRETRAINED), nnx.Rngs(seed)
+            adapt(model.blocks[-1:], "lora", rank=RANK, alpha=ALPHA, rngs=rngs)
+            return SentenceClassifier(model, 2, rngs=rngs)
+
+        reference = SentenceTask(whole)
+        # Away from the start, where B is zero and so is the gradient of A.
+        params = jax.tree.map(lambda leaf: leaf + 0.1, short.init(0)[0])
+        start = reference.init(0)[0]
+        leaves, structure = jax.tree.leaves(params), jax.tree.structure(start)
+        assert [leaf.shape for leaf in leaves] == [leaf.shape for leaf in jax.tree.leaves(start)]
+        same = jax.tree.unflatten(structure, leaves)
+
+        tokens = Tokens(BATCH.ids, BATCH.mask.sum(1).astype(np.int32), np.zeros_like(BATCH.ids))
+        rows = np.array([2, 0, 1])
+        hidden = inputs.hidden(inputs.compiled(below), tokens)
+        found = (short.frozen, *hidden.batch(rows), BATCH.labels[rows])
+        expected = (reference.frozen, *tokens.batch(rows), BATCH.labels[rows])
+        own = jax.jit(jax.value_and_grad(lambda p, b: short.loss(p, ((), b))[0]))(params, found)
+        other = jax.jit(jax.value_and_grad(lambda p, b: reference.loss(p, ((), b))[0]))(
+            same, expected
+        )
+        assert all(float(jnp.abs(leaf).max()) > 1e-4 for leaf in jax.tree.leaves(own[1]))
+        chex.assert_trees_all_close(
+            jax.tree.leaves(own), jax.tree.leaves(other), rtol=1e-4, atol=1e-6
+        )
+        chex.assert_trees_all_close(
+            short.scores(params, found), reference.scores(same, expected), rtol=1e-4, atol=1e-6
+        )
+
+    def test_only_what_is_chosen_is_computed(self):
+        tokens = Tokens(BATCH.ids, BATCH.mask.sum(1).astype(np.int32), np.zeros_like(BATCH.ids))
+        found = inputs.hidden(inputs.compiled(bert.cut(PRETRAINED, 1)[0]), tokens, np.array([1]))
+        assert {index: states.shape for index, states in found.states.items()} == {1: (6, 16)}
+
+    @pytest.mark.parametrize("size", [3, 4])
+    def test_batches_of_similar_lengths_hold_the_same_examples(self, size):
+        lengths = np.random.default_rng(1).integers(3, 60, 50)
+        make = functools.partial(inputs.batches, lengths, size, 0, range(16))
+        plain, sorted_ = list(make(by_length=False)), list(make(by_length=True))
+        for start in (0, 8):
+            first, second = (np.concatenate(x[start : start + 8]) for x in (plain, sorted_))
+            np.testing.assert_array_equal(np.sort(first), np.sort(second))
+        spreads = [np.mean([np.ptp(lengths[own]) for own in x]) for x in (plain, sorted_)]
+        assert spreads[1] < spreads[0] / 2
+        np.testing.assert_array_equal(list(make(by_length=True)), sorted_)
+
+
 class TestMethods:
+    @pytest.mark.parametrize("label", ["sam:lr=1e-3:rho=0.2", "obar:lr=1e-3:alpha=2"])
+    def test_a_trainer_is_told_the_hyper_parameters(self, label):
+        spec = parse(label)
+        own, other = Training(label), Training(spec.name)
+        assert tunable.program(spec) == tunable.program(parse(spec.name))
+        expected, _ = own.train_step(own.init(0), BATCH)
+        found, _ = other.train_step(tunable.told(other.init(0), spec), BATCH)
+        chex.assert_trees_all_equal(found, expected)
+
+    def test_a_search_for_fewer_iterations_has_higher_rates(self):
+        rows = lora_methods.searched(lora_methods.METHODS, 250)
+        assert rows["sam"].search["lr"] == pytest.approx((4e-4, 2e-3))
+        assert rows["sam"].search["rho"] == lora_methods.METHODS["sam"].search["rho"]
+        assert rows["nbar"].search["alpha"] == pytest.approx((0.125, 0.5))
+        assert rows["probe"] == lora_methods.METHODS["probe"]
+
     def test_alpha_is_scaled_to_the_papers_iterations(self):
         """The sum of alpha_t eta_t, which is the logarithm of obar's growth, is that of 1000."""
         logs = {}
@@ -227,8 +305,6 @@ def test_an_epoch_is_a_permutation_and_the_next_another():
 
 
 def test_evaluation_counts_every_sentence_once():
-    from benchmarks.data.text import Tokens
-
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 30, 70).astype(np.int32)
     ids = np.where(np.arange(32) < lengths[:, None], rng.integers(4, 14, (70, 32)), 0)

@@ -88,15 +88,16 @@ def test_splits_that_are_given(tmp_path, pairs):
 
 def test_wrong_labels_are_the_training_s_and_the_search_s_alone(tmp_path):
     save_splits(tmp_path / "RTE")
-    tested, searched = given("RTE", tmp_path, 0.25)
+    tested, searched = given("RTE", tmp_path, 0.25, held_out=4)
     train = tested.sample(2)
     assert train.sentences[0][0] == '"train 42 0'
     assert np.sum(train.labels != np.tile([0, 1], 4)) == 2
-    assert np.sum(searched.evaluation.labels != np.tile([0, 1], 4)) == 2
-    assert searched.evaluation.sentences[0][0] == '"dev 13 0'
+    assert all(pair[0].startswith('"dev 13') for pair in searched.evaluation.sentences)
     assert tested.evaluation.labels.tolist() == [1]
-    clean, _ = given("RTE", tmp_path, 0.0)
+    clean, dev = given("RTE", tmp_path, 0.0, held_out=4)
     assert clean.sample(2).labels.tolist() == [0, 1] * 4
+    assert np.bincount(dev.evaluation.labels).tolist() == [2, 2]
+    assert np.sum(searched.evaluation.labels != dev.evaluation.labels) == 1
 
 
 def test_k_shot_takes_k_of_each_class_and_all_of_a_rare_one():
@@ -131,6 +132,7 @@ def test_a_batch_is_cut_to_its_longest_sentence():
     found, mask, types = tokens.batch(np.array([1]))
     assert found.shape == (1, 32)
     assert mask.sum() == 20
+    assert tokens._replace(multiple=8).batch(np.array([1]))[0].shape == (1, 24)
 
 
 def test_the_tokenizer_s_own_padding_and_truncation_are_off(tmp_path):
