@@ -18,8 +18,8 @@ _SCORES = {"bleu": "BLEU", "chrf": "chrF++", "ter": "TER"}
 _NOTES = (
     "The decoder starts from weights that were dequantized from 4 bits (embeddings 8): no number "
     "compares with one of the published weights. Adapters are on query and value of the last "
-    "{layers} blocks; what is below them is computed once a step, so that SAM's step is less than "
-    "twice AdamW's.",
+    "{layers} blocks; what is below them is computed once for all runs and is not in the times. "
+    "Logits are computed of the tokens to learn alone.",
     "Mean ± standard deviation over seeds. The loss is of the texts' tokens, in nats, on "
     "{dev_rows} development rows. Scores are sacrebleu's, over {test_sets} sets of triples of the "
     "test part with all their references; unseen are categories without a training example. "
