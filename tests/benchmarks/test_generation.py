@@ -167,7 +167,7 @@ def test_every_method_leaves_records_scores_and_texts(tiny, files, tmp_path, cap
         assert {"bleu_all", "chrf_seen", "ter_unseen"} <= set(record["final"])
         assert record["parameters"] == 2 * (16 * 4) + 4 * (16 + 8)
     assert "dequantized from 4 bits" in printed
-    assert "fig | is in | town" in (tmp_path / "out" / "texts.md").read_text()
+    assert "fig | is in | town" in (tmp_path / "out" / "summary.md").read_text()
 
 
 @pytest.mark.parametrize("batch", [1, 2])
