@@ -37,6 +37,8 @@ class Configuration(Command):
     eval_every: int = 50  # Iterations between evaluations and checkpoints.
     batch_size: int = 8  # Rows a step.
     length: int = 96  # Tokens of a row, into which examples are packed.
+    # Training rows; 0 for all. What is below the adapters is computed once for each, and kept.
+    train_rows: int = 2400
     layers: int = 4  # So many of the last blocks have adapters; 0 for all.
     rank: int = 4  # The adapters' rank.
     lora_alpha: float = 32.0  # The adapters' output is scaled by this / rank.
@@ -53,7 +55,7 @@ class Configuration(Command):
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
-        self.at_least(0, "layers")
+        self.at_least(0, "layers", "train_rows")
         self.at_least(1, "seeds", "steps", "eval_every", "batch_size", "rank", "dev_rows")
         self.at_least(1, "test_sets", "new_tokens", "beams", "generation_batch")
         self.at_least(2, "length")

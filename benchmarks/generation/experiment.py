@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from flax import nnx
 
 import samax
@@ -49,6 +51,8 @@ _DECIDED = (
     "length_penalty",
 )
 _DATA_SEED = 0  # of which sets of triples are evaluated on
+_WIDTHS = 32  # prompts are filled up to a multiple of so many tokens: few programs do
+Batch = tuple[nnx.State, Any, Packed]  # frozen weights, what the adapted blocks see, the rows
 
 
 class Pretrained(NamedTuple):
@@ -101,16 +105,20 @@ class Generation(AdapterComparison):
         top = arguments.layers or config.num_layers
         dtype = jnp.bfloat16 if arguments.bfloat16 else jnp.float32
         model = llama.load(config, pretrained.tensors, dtype=dtype, top=top, remat=arguments.remat)
-        self._task = DecoderTask(model, rank=arguments.rank, alpha=arguments.lora_alpha)
         rng = np.random.default_rng(_DATA_SEED)
         order = rng.permutation(len(data["train"]))
-        self._train, left_out = self._packed([data["train"][i] for i in order])
+        train, left_out = self._packed([data["train"][i] for i in order])
+        dev, _ = self._packed([data["dev"][i] for i in rng.permutation(len(data["dev"]))])
+        self._train, self._dev = (
+            Packed(*(array[: count or None] for array in rows))
+            for rows, count in ((train, arguments.train_rows), (dev, arguments.dev_rows))
+        )
         if len(self._train.ids) < arguments.batch_size:
             raise ValueError(
                 f"--batch-size {arguments.batch_size} is more than the {len(self._train.ids)} rows."
             )
-        dev, _ = self._packed([data["dev"][i] for i in rng.permutation(len(data["dev"]))])
-        self._dev = Packed(*(array[: arguments.dev_rows] for array in dev))
+        most = max(int(rows.learned.sum(1).max()) for rows in (self._train, self._dev))
+        self._task = DecoderTask(model, rank=arguments.rank, alpha=arguments.lora_alpha, most=most)
         seen = {entry.category for entry in data["train"]}
         chosen = _balanced([entry.category in seen for entry in data["test"]], arguments.test_sets)
         self.test = [data["test"][i] for i in chosen]
@@ -128,9 +136,15 @@ class Generation(AdapterComparison):
         }
         records.check_folder(folder, self.shared)
         self.trainers = {}
-        self._loss = jax.jit(
-            lambda params, data: self._task.loss(params, ((), self._task.batch(data, 0)))[0]
-        )
+        self._loss = jax.jit(lambda params, batch: self._task.loss(params, ((), batch))[0])
+        self._compute_below = jax.jit(self._task.below)
+        self._dev_batches = list(self._batches(self._dev))
+
+    def start(self, run: Run) -> tuple[Any, History]:
+        """Returns fresh adapters, and notes the loss of the decoder as it is loaded."""
+        state, history = super().start(run)
+        history["start_dev_loss"] = self._dev_loss(state.params)
+        return state, history
 
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> TrainState:
         """Trains until the next evaluation, and evaluates on the development rows."""
@@ -140,13 +154,12 @@ class Generation(AdapterComparison):
         for step in range(start, end):
             if step % TRACE_EVERY == 0:
                 self.note(state, step, history)
-            rows = self._rows(seed, step)
-            data = self._task.frozen, rows
+            data = self._batch(seed, step)
             trainer.compile(state, data)
             before = compute_clock()
             state, values = trainer.train(state, data)
             seconds += compute_clock() - before
-            tokens += int((rows.segments > 0).sum())
+            tokens += int((data[-1].segments > 0).sum())
             losses.append(values["train_loss"])
             tick((step + 1 - start) / (end - start))
         history["evaluations"].append(
@@ -195,14 +208,17 @@ class Generation(AdapterComparison):
         """Returns the decoder's text of each set of triples that is tested."""
         tokenizer, settings = self._pretrained.tokenizer, self._settings
         prompts = [tokenizer.encode(entry.prompt()).ids for entry in self.test]
-        longest = max(map(len, prompts))
+        # With others of about its length little of a prompt's row is filled up.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         model = self._task.model(params, self._task.frozen)
-        found: list[str] = []
+        found = [""] * len(prompts)
         for first in range(0, len(prompts), settings.generation_batch):
-            part = prompts[first : first + settings.generation_batch]
+            part = order[first : first + settings.generation_batch]
+            longest = -(-len(prompts[part[-1]]) // _WIDTHS) * _WIDTHS
             ids = np.zeros((settings.generation_batch, longest), np.int32)
             lengths = np.ones(settings.generation_batch, np.int32)
-            for row, prompt in enumerate(part):
+            for row, index in enumerate(part):
+                prompt = prompts[index]
                 ids[row, longest - len(prompt) :] = prompt
                 lengths[row] = len(prompt)
             made = llama.generate(
@@ -214,8 +230,8 @@ class Generation(AdapterComparison):
                 beams=settings.beams,
                 length_penalty=settings.length_penalty,
             )
-            rows = np.asarray(made.ids)[: len(part)].tolist()
-            found += [tokenizer.decode(_until(row, self._pretrained.end)).strip() for row in rows]
+            for index, row in zip(part, np.asarray(made.ids).tolist(), strict=False):
+                found[index] = tokenizer.decode(_until(row, self._pretrained.end)).strip()
         return found
 
     def scores(self, texts: Sequence[str]) -> dict[str, float]:
@@ -233,7 +249,7 @@ class Generation(AdapterComparison):
     def make_trainer(self, spec: MethodSpec) -> Trainer:
         """Makes the method's trainer."""
         tx = optimizer(spec, self._settings.steps)
-        return Trainer(self._task.init, self._task.loss, tx, batch=self._task.batch, scan=False)
+        return Trainer(self._task.init, self._task.loss, tx, scan=False)
 
     def _packed(self, entries: list[Entry]) -> tuple[Packed, int]:
         tokenizer = self._pretrained.tokenizer
@@ -241,19 +257,32 @@ class Generation(AdapterComparison):
         examples = webnlg.tokenize(entries, encode, self._pretrained.end)
         return webnlg.pack(examples, self._settings.length)
 
-    def _rows(self, seed: int, step: int) -> Packed:
-        """Returns a step's rows."""
+    @functools.cached_property
+    def _train_below(self) -> np.ndarray:
+        """What the adapted blocks see of the training rows, for all runs."""
+        found = self._batches(self._train)
+        parts = (below for _, below, _ in tqdm.tqdm(found, "below", leave=False))
+        return np.concatenate([np.asarray(below) for below in parts])
+
+    def _batch(self, seed: int, step: int) -> Batch:
+        """Returns a step's rows, with what the adapted blocks see of them."""
         size, count = self._settings.batch_size, len(self._train.ids)
         chosen = batch_indices(count, size, seed, step)
-        return Packed(*(array[chosen] for array in self._train))
+        rows = Packed(*(array[chosen] for array in self._train))
+        return self._task.frozen, self._train_below[chosen], rows
+
+    def _batches(self, rows: Packed) -> Iterator[Batch]:
+        """Yields the rows in their order, with what the adapted blocks see of them."""
+        for first in range(0, len(rows.ids), self._settings.batch_size):
+            part = Packed(*(array[first : first + self._settings.batch_size] for array in rows))
+            yield self._task.frozen, self._compute_below(self._task.frozen, part), part
 
     def _dev_loss(self, params: nnx.State) -> float:
         """Returns the mean loss of the development rows' texts, a batch after another."""
-        size, total, count = self._settings.batch_size, 0.0, 0
-        for first in range(0, len(self._dev.ids), size):
-            rows = Packed(*(array[first : first + size] for array in self._dev))
-            learned = int(rows.learned[:, 1:].sum())
-            total += learned * float(self._loss(params, (self._task.frozen, rows)))
+        total, count = 0.0, 0
+        for batch in self._dev_batches:
+            learned = int(batch[-1].learned[:, 1:].sum())
+            total += learned * float(self._loss(params, batch))
             count += learned
         return total / count
 

@@ -18,19 +18,19 @@ _SCORES = {"bleu": "BLEU", "chrf": "chrF++", "ter": "TER"}
 _NOTES = (
     "The decoder starts from weights that were dequantized from 4 bits (embeddings 8): no number "
     "compares with one of the published weights. Adapters are on query and value of the last "
-    "{layers} blocks; what is below them is computed once a step, so that SAM's step is less than "
-    "twice AdamW's.",
+    "{layers} blocks; what is below them is computed once for all runs and is not in the times. "
+    "Logits are computed of the tokens to learn alone.",
     "Mean ± standard deviation over seeds. The loss is of the texts' tokens, in nats, on "
     "{dev_rows} development rows. Scores are sacrebleu's, over {test_sets} sets of triples of the "
     "test part with all their references; unseen are categories without a training example. "
     "Generated with {beams} beam(s) and at most {new_tokens} tokens. Abs B is the mean of the "
     "adapters' absolute balancedness (||A||^2 - ||B||^2) / 2 at the end. Time is a step's CPU "
-    "seconds over AdamW's.",
+    "seconds over AdamW's; tokens are counted with those of prompts.",
 )
 
 
 def write(folder: Path) -> str:
-    """Writes `summary.md`, `summary.json`, `runs.csv` and `texts.md` from `runs/*.json`.
+    """Writes `summary.md`, `summary.json` and `runs.csv` from `runs/*.json`.
 
     Returns the text of the summary.
     """
@@ -39,8 +39,7 @@ def write(folder: Path) -> str:
     rows = summarize(runs)
     text = to_markdown(records[0], rows, runs)
     lines = frames.csv(map(frames.line, records))
-    content = {"summary.md": text, "summary.json": rows, "runs.csv": lines, "texts.md": texts(runs)}
-    frames.write(folder, content)
+    frames.write(folder, {"summary.md": text, "summary.json": rows, "runs.csv": lines})
     return text
 
 
@@ -85,35 +84,36 @@ def to_markdown(record: Record, rows: dict[str, Any], runs: Runs) -> str:
                 },
                 "abs B": mean_std(row["imbalance"], ".3g", ".2g"),
                 "time": frames.number(row.get("relative_seconds"), ".2f"),
+                "tokens/s": frames.number(row["tokens_per_second"]["mean"], ".0f"),
             }
         )
-    speed = record["final"]["tokens_per_second"]
     parts = [
         f"# WebNLG: {config['model']}, LoRA of rank {config['rank']}",
         *frames.fill(
             f"{config['steps']} iterations of {config['batch_size']} rows of {config['length']} "
-            f"tokens ({config['left_out']:,} of the training examples are longer), "
-            f"{record['parameters']:,} trained parameters, {speed:.0f} tokens a second with "
-            f"{record['config']['method']}. Seeds {frames.seeds_of(runs.values())}; "
+            f"tokens, from {config['train_rows']:,} training rows "
+            f"({config['left_out']:,} of all training examples are longer than a row), "
+            f"{record['parameters']:,} trained parameters. The loss at the start is "
+            f"{record['start_dev_loss']:.4f}. Seeds {frames.seeds_of(runs.values())}; "
             f"{frames.made_on(record, 'jax', 'flax', 'optax', 'sacrebleu')}."
         ),
         frames.markdown(lines),
         *frames.fill(f"Hyper-parameters: {frames.all_settings(runs)}."),
         *frames.fill(*(note.format(**config) for note in _NOTES)),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *texts(runs)]) + "\n"
 
 
-def texts(runs: Runs) -> str:
+def texts(runs: Runs) -> list[str]:
     """Returns the first sets of triples, with what the first seed of each method says of them."""
     firsts = {label: seeds[min(seeds)] for label, seeds in runs.items()}
-    parts = ["# Generated texts"]
+    parts = ["## Generated texts"]
     for index, example in enumerate(next(iter(firsts.values()))["examples"]):
         said = {label: record["texts"][index] for label, record in firsts.items()}
         rows = [{"": "reference", "text": example["references"][0]}]
         rows += [{"": label, "text": text} for label, text in said.items()]
-        parts += [f"## {example['prompt']}", frames.markdown(rows)]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"### {example['prompt']}", frames.markdown(rows)]
+    return parts
 
 
 if __name__ == "__main__":

@@ -179,10 +179,8 @@ class Llama(nnx.Module):
         return self._through(self.stacks[:-1], self.embed(ids), positions, mask, None, 0)[0]
 
     def above(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps what the last stack sees to logits."""
-        return self.logits(
-            self.norm(self._through(self.stacks[-1:], x, positions, mask, None, 0)[0])
-        )
+        """Maps what the last stack sees to the last hidden states."""
+        return self.norm(self._through(self.stacks[-1:], x, positions, mask, None, 0)[0])
 
     def _through(
         self,
@@ -326,8 +324,9 @@ def _search(
         parent, token = jnp.divmod(best, chances.shape[-1])
         tokens = tokens[row, parent].at[:, :, made].set(token)
         ended = ended[row, parent] | (token == end)
-        whose = (row * beams + parent).ravel()
-        cache = jax.tree.map(lambda leaf: leaf[:, whose], cache)
+        if beams > 1:  # one beam's cache is its own: copying it would take most of the time
+            whose = (row * beams + parent).ravel()
+            cache = jax.tree.map(lambda leaf: leaf[:, whose], cache)
         return made + 1, tokens, scores, ended, cache
 
     def step(state: Any) -> Any:

@@ -171,13 +171,21 @@ class SentenceTask:
 class DecoderTask:
     """What a `Trainer` is given: the frozen weights are part of each batch, never differentiated.
 
-    What the last stack sees is computed once a step, before the first gradient: no adapter
-    changes it.
+    What the last stack sees is computed before the first gradient, once for a step or once for all:
+    no adapter changes it.
     """
 
-    def __init__(self, model: Llama, *, rank: int, alpha: float):
-        """Takes the decoder, whose last stack gets the adapters."""
-        self._model, self._rank, self._alpha = model, rank, alpha
+    def __init__(self, model: Llama, *, rank: int, alpha: float, most: int | None = None):
+        """Takes the decoder, whose last stack gets the adapters.
+
+        Args:
+            model: The decoder.
+            rank: The adapters' rank.
+            alpha: Their output is scaled by this / rank.
+            most: No row has more tokens to learn. So many logits are computed of each row and not
+                those of all its tokens, which with a large vocabulary are most of a step.
+        """
+        self._model, self._rank, self._alpha, self._most = model, rank, alpha, most
         self._graph: nnx.GraphDef
         self._graph, *states = nnx.split(self._adapted(0), TRAINED, ...)
         # Adapters of no matter which values: nothing below them changes with them.
@@ -205,16 +213,25 @@ class DecoderTask:
             index: Unused: the rows are those of one step.
         """
         frozen, rows = data
+        return frozen, self.below(frozen, rows), rows
+
+    def below(self, frozen: nnx.State, rows: Any) -> jax.Array:
+        """Returns what the last stack sees of rows."""
         mask = causal_mask(rows.segments)
-        below = self.model(self._any, frozen).below(rows.ids, rows.positions, mask)
-        return frozen, below, rows
+        return self.model(self._any, frozen).below(rows.ids, rows.positions, mask)
 
     def loss(self, params: nnx.State, inputs: Any) -> tuple[jax.Array, tuple[tuple[()], Any]]:
         """Returns the mean loss of the texts' tokens, in nats."""
         frozen, below, rows = inputs[1]
-        logits = self.model(params, frozen).above(below, rows.positions, causal_mask(rows.segments))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], rows.ids[:, 1:])
-        learned = rows.learned[:, 1:]
+        model = self.model(params, frozen)
+        hidden = model.above(below, rows.positions, causal_mask(rows.segments))[:, :-1]
+        targets, learned = rows.ids[:, 1:], rows.learned[:, 1:]
+        if self._most is not None:
+            places = jnp.argsort(~learned, stable=True)[:, : self._most]  # these come first
+            hidden = jnp.take_along_axis(hidden, places[..., None], 1)
+            targets, learned = (jnp.take_along_axis(x, places, 1) for x in (targets, learned))
+        logits = model.logits(hidden)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return jnp.sum(losses * learned) / jnp.maximum(learned.sum(), 1), ((), {})
 
 

@@ -102,6 +102,12 @@ def test_the_loss_is_the_texts_mean_and_does_not_see_the_other_examples(top):
     each = [loss(webnlg.pack([example], 9)[0]) for example in examples]
     assert loss(both) == pytest.approx((2 * each[0] + 3 * each[1]) / 5, rel=1e-4)
 
+    fewer = DecoderTask(decoder(top), rank=2, alpha=4, most=5)  # logits, and the same loss
+    kept = fewer.below(fewer.frozen, both)
+    assert float(fewer.loss(params, ((), (fewer.frozen, kept, both)))[0]) == pytest.approx(
+        loss(both), rel=1e-5
+    )
+
     model = task.model(params, task.frozen)
     ids = jnp.asarray([[4, 5, 6, 0]])
     logits = model(ids, jnp.arange(4)[None], llama.causal_mask(jnp.ones_like(ids)))[0]
@@ -161,7 +167,22 @@ def test_every_method_leaves_records_scores_and_texts(tiny, files, tmp_path, cap
         assert {"bleu_all", "chrf_seen", "ter_unseen"} <= set(record["final"])
         assert record["parameters"] == 2 * (16 * 4) + 4 * (16 + 8)
     assert "dequantized from 4 bits" in printed
-    assert "fig | is in | town" in (tmp_path / "out" / "texts.md").read_text()
+    assert "fig | is in | town" in (tmp_path / "out" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_texts_are_in_the_order_of_their_triples(tiny, files, tmp_path, monkeypatch, batch):
+    def beginnings(model, ids, lengths, **options):
+        rows = zip(np.asarray(ids), np.asarray(lengths).tolist(), strict=True)
+        return llama.Generated(np.array([row[-length:][:3] for row, length in rows]), None)
+
+    monkeypatch.setattr(llama, "generate", beginnings)
+    data = webnlg.load(files)
+    data["test"] = [data["test"][i] for i in (2, 0)]  # the longer one first
+    sizes = {"length": 40, "layers": 1, "batch_size": 2, "dev_rows": 2, "test_sets": 2}
+    settings = command.Configuration(**sizes, generation_batch=batch)
+    comparison = experiment.Generation(data, command.load_pretrained(None), settings, tmp_path)
+    assert comparison.generate(comparison._task.init(0)[0]) == ["ero", "fig"]
 
 
 @pytest.mark.slow
