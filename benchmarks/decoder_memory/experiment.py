@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 import samax
+from benchmarks.core import hlo
 from benchmarks.core.timing import compile_program
 from benchmarks.data.webnlg import Packed
-from benchmarks.decoder_memory.flops import product_flops
 from benchmarks.models import llama
 from benchmarks.models.lora import DecoderTask
 
@@ -84,11 +84,12 @@ def measure(method: str, model: llama.Llama, rows: Packed, parts: int, rank: int
     step = make_step(task, tx, parts)
     carry = jax.eval_shape(lambda params: (params, tx.init(params)), params)
     program = compile_program(step, carry, task.frozen, rows)
+    compiled: Any = program.run
     return {
         "method": method,
         "checkpoint": model.remat,
         "parts": parts,
         "temp_bytes": program.temp_bytes,
         "argument_bytes": program.argument_bytes,
-        "flops": product_flops(step, carry, task.frozen, rows),
+        "flops": hlo.flops(hlo.read(compiled.as_text())),
     }

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.core import hlo
 from benchmarks.core.runs import Experiment, History, Tick
 from benchmarks.core.timing import compute_clock
-from benchmarks.scaling import hlo, programs, topologies
+from benchmarks.scaling import programs, topologies
 
 
 class Run(NamedTuple):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.core import command, frames, records
+from benchmarks.core.hlo import Collective
 from benchmarks.core.records import Record
 from benchmarks.scaling import figures, topologies
-from benchmarks.scaling.hlo import Collective
 from benchmarks.scaling.programs import BASE, BASE_PER_DEVICE, METHODS
 from benchmarks.scaling.workloads import DECODERS, LAYOUTS
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.core import hlo
+from benchmarks.core.hlo import Collective
 from benchmarks.scaling import __main__ as scaling
-from benchmarks.scaling import experiment, hlo, programs
+from benchmarks.scaling import experiment, programs
 from benchmarks.scaling import report as scaling_report
 from benchmarks.scaling.experiment import Run, measure, search
-from benchmarks.scaling.hlo import Collective
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true
@@ -98,7 +99,16 @@ def test_products_in_a_loop_count_as_often_as_it_turns():
     def chain(x, ws):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
 
-    assert flops_of(chain, jnp.ones((8, 16)), jnp.ones((5, 16, 16))) == 5 * 2 * 8 * 16 * 16
+    def again(x, ws):
+        block = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
+        return jax.lax.scan(block, x, ws)[0].sum()
+
+    x, ws = jnp.ones((8, 16)), jnp.ones((5, 16, 16))
+    once = 2 * 8 * 16 * 16
+    assert flops_of(chain, x, ws) == 5 * once
+    assert flops_of(jax.grad(lambda *a: chain(*a).sum(), argnums=(0, 1)), x, ws) == 3 * 5 * once
+    # Of those that are computed again, the last one is not needed for the gradient itself.
+    assert flops_of(jax.value_and_grad(again, argnums=(0, 1)), x, ws) == 4 * 5 * once
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, "SAME"), (2, "VALID"), (2, "SAME")])
