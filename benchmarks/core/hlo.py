@@ -145,25 +145,39 @@ def walk(
 
 
 def _turns(program: Program, around: dict[str, Instruction], loop: Instruction) -> int:
-    """How often a loop turns; unless XLA says it, from a constant by one to below another."""
+    """How often a loop turns; unless XLA says it, from a constant by constants to below one."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)  # which XLA for CPU says
     if known:
         return int(known[1])
     condition = program[loop.attribute("condition").lstrip("%")]
-    (root,) = (item for item in condition.values() if item.root)
+    root = _root(condition)
     counter, bound = (condition.get(name) for name in root.operands)
-    start = None
+    start = step = None
     if counter and counter.kind == "get-tuple-element":
-        start = _traced(around, around[loop.operands[0]], int(counter.attribute("index")))
+        place = int(counter.attribute("index"))
+        start = _traced(around, around[loop.operands[0]], place)
+        step = _step(program[loop.attribute("body").lstrip("%")], place)
     if (
         root.kind != "compare"
         or root.attribute("direction") != "LT"
         or bound is None
         or bound.kind != "constant"
         or start is None
+        or step is None
     ):
         raise ValueError(f"A loop that turns an unknown number of times: {loop.text[:100]}")
-    return _constant(bound) - start
+    return -((start - _constant(bound)) // step)
+
+
+def _root(computation: dict[str, Instruction]) -> Instruction:
+    return next(item for item in computation.values() if item.root)
+
+
+def _step(body: dict[str, Instruction], place: int) -> int | None:
+    """What is added to the counter at a place of the carry; None if it is not a constant."""
+    added = body[_root(body).operands[place]]
+    constants = [body[name] for name in added.operands if body[name].kind == "constant"]
+    return _constant(constants[0]) if added.kind == "add" and len(constants) == 1 else None
 
 
 def _traced(around: dict[str, Instruction], carry: Instruction, index: int) -> int | None:

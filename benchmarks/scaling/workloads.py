@@ -89,7 +89,7 @@ def decoder(split: Split, config: LlamaConfig, adapted: bool = False) -> Workloa
         length = batch.shape[1]
         positions = jnp.arange(length)[None]
         mask = jnp.tril(jnp.ones((1, length, length), bool))
-        logits = model.above(split(model.embed(batch)), positions, mask)
+        logits = model.logits(model.above(split(model.embed(batch)), positions, mask))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], batch[:, 1:])
         return losses.mean(), rest
 

@@ -32,6 +32,10 @@ HloModule jit_step, is_scheduled=true
 %body (carry: (s32[], f32[4])) -> (s32[], f32[4]) {
   %fused = f32[4]{0} fusion(%get), kind=kCustom, calls=%all-reduce-scatter.3
   %go = (f32[4]{0}, f32[4]{0}) fusion(%fused), kind=kLoop, calls=%piece
+  %by = s32[]{:T(128)} constant(STEP)
+  %was = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %next = s32[]{:T(128)} add(%was, %by)
+  ROOT %both = (s32[], f32[4]{0}) tuple(%next, %fused)
 }
 
 %all-reduce-scatter.3 (p: f32[16]) -> f32[4] {
@@ -58,7 +62,7 @@ replica_groups={{0,1,2,3},{4,5,6,7}}
   %while.1 = (s32[], f32[4]{0}) while(%carry), condition=%condition, body=%body
   ROOT %get = f32[4,16]{1,0} get-tuple-element(%all-reduce.4), index=0
 }
-"""
+""".replace("STEP", "1")
 
 
 def test_collectives_are_read_with_their_groups_loops_and_the_shapes_of_whole_arrays():
@@ -83,8 +87,19 @@ def test_bytes_and_what_a_ring_sends_of_them():
     assert sum(item.sent_bytes for item in found) == ring
 
 
+@pytest.mark.parametrize(("step", "times"), [(1, 5), (2, 3), (5, 1)])
+def test_a_loop_counts_by_its_own_step(step, times):
+    text = TEXT.replace("%by = s32[]{:T(128)} constant(1)", f"%by = s32[] constant({step})")
+    assert hlo.collectives(hlo.read(text), devices=8)[-1].times == times
+
+
 @pytest.mark.parametrize(
-    ("old", "new"), [("direction=LT", "direction=NE"), ("copy(%two)", "parameter(1)")]
+    ("old", "new"),
+    [
+        ("direction=LT", "direction=NE"),
+        ("copy(%two)", "parameter(1)"),
+        ("add(%was", "multiply(%was"),
+    ],
 )
 def test_a_loop_of_unknown_length_is_not_guessed(old, new):
     with pytest.raises(ValueError, match="turns an unknown number of times"):
