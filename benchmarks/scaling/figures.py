@@ -49,6 +49,8 @@ def _chips(rows: Sequence[Row]) -> Figure:
         axes[0, column].set_title(f"{model}, {layout}", fontsize=10, loc="left")
         _lines(axes[0, column], own, colours, "sent_bytes", 2**20)
         _lines(axes[1, column], own, colours, "launches", 1)
+        axes[0, column].set_ylim(bottom=0)
+        axes[1, column].set_yscale("log")
         axes[1, column].set_xlabel("chips, each with the same rows")
     axes[0, 0].set_ylabel("sent by a chip (MiB a step)")
     axes[1, 0].set_ylabel("collectives a step")
@@ -73,4 +75,3 @@ def _lines(
     axis.set_xscale("log", base=2)
     axis.set_xticks(chips, [str(count) for count in chips])
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_ylim(bottom=0)

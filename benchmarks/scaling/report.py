@@ -224,7 +224,7 @@ def _cells(row: Row) -> dict[str, str]:
         "args MiB": f"{row['argument_bytes'] / 2**20:.4g}",
         "launches": f"{row['launches']} ({row['scalar_launches']})",
         "sent MiB": _with_ratio(row, "sent_bytes", 2**20),
-        "largest batch": frames.number(row["largest"]),
+        **({} if row["largest"] is None else {"largest batch": f"{row['largest']}"}),
         "estimate ms": _with_ratio(row, "estimate_seconds", 1e-3),
         **lower,
     }
