@@ -26,11 +26,13 @@ class Bottleneck(nnx.Module):
         self.conv1, self.norm1 = layer(in_features, narrow, size=1), norm(narrow)
         self.conv2, self.norm2 = layer(narrow, narrow, stride=stride), norm(narrow)
         self.conv3, self.norm3 = layer(narrow, out_features, size=1), norm(out_features)
-        self.shortcut = None
-        if in_features != out_features:
-            self.shortcut = nnx.Sequential(
+        self.shortcut = (
+            None
+            if in_features == out_features
+            else nnx.Sequential(
                 layer(in_features, out_features, size=1, stride=stride), norm(out_features)
             )
+        )
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Adds the residual to the shortcut."""

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.core import hlo
 from benchmarks.core.hlo import Collective
 from benchmarks.scaling import __main__ as scaling
-from benchmarks.scaling import experiment, programs
+from benchmarks.scaling import experiment, programs, workloads
 from benchmarks.scaling import report as scaling_report
 from benchmarks.scaling.experiment import Run, measure, search
 
@@ -279,6 +279,25 @@ def test_the_targets_are_met_and_would_not_be_with_more(found, tmp_path):
         "exactly the base optimizer's bytes",
         "at most 1 more copies of the parameters",
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"),
+    [
+        *(("decoder_100m", 109.5), ("decoder_1b", 1139.3), ("decoder_7b", 6607.3)),
+        # 32 blocks of two adapters of two factors of 4096 x 8; the published ResNet-50; ViT-B/16
+        # without a class token and with a place for each patch.
+        *(("lora_7b", 4.2), ("resnet50", 25.6), ("vit_b", 86.6), ("leaves_1k", 1.0)),
+    ],
+)
+def test_the_models_have_their_published_sizes_and_a_loss(model, millions):
+    workload = workloads.WORKLOADS[model](lambda x: x)
+    count = sum(leaf.size for leaf in jax.tree.leaves(workload.params))
+    assert count / 1e6 == pytest.approx(millions, abs=0.06)
+    batch = workload.batch(2)
+    value, rest = jax.eval_shape(workload.loss, workload.params, workload.rest, batch)
+    assert value.shape == ()
+    assert jax.tree.structure(rest) == jax.tree.structure(workload.rest)
 
 
 @pytest.mark.slow
