@@ -25,7 +25,6 @@ _GROUPS = 4
 class Method(NamedTuple):
     """A way to make a step."""
 
-    what: str
     make: Callable[[optax.GradientTransformation, Mesh], optax.GradientTransformation]
     gradients: float  # Of the whole batch, a step
     copies: int = 0  # Of the parameters in its state, beside the base optimizer's
@@ -60,62 +59,28 @@ def _balanced(factory: Callable[..., optax.GradientTransformation]) -> Any:
 
 
 METHODS: dict[str, Method] = {
-    BASE: Method("the base optimizer", lambda base, mesh: base, 1, evaluates=False),
-    "sam": Method("one perturbation, of the whole batch", _before(samax.sam), 2),
-    BASE_PER_DEVICE: Method(
-        "the base optimizer, by shard_map",
-        _averaged(optax.identity),
-        1,
-        evaluates=False,
-        per_device=True,
-    ),
-    "sam_per_device": Method(
-        "each chip's own perturbation, by shard_map", _averaged(samax.sam), 2, per_device=True
-    ),
+    BASE: Method(lambda base, mesh: base, 1, evaluates=False),
+    "sam": Method(_before(samax.sam), 2),
+    BASE_PER_DEVICE: Method(_averaged(optax.identity), 1, evaluates=False, per_device=True),
+    "sam_per_device": Method(_averaged(samax.sam), 2, per_device=True),
     "m_sharpness": Method(
-        f"{_GROUPS} perturbations on each chip, by shard_map",
-        _averaged(lambda: samax.m_sharpness(samax.sam(), _GROUPS)),
-        2,
-        per_device=True,
+        _averaged(lambda: samax.m_sharpness(samax.sam(), _GROUPS)), 2, per_device=True
     ),
-    "samar": Method("SAM with an adaptive weight", _before(samax.samar), 2),
-    "vasso": Method("SAM along an average gradient", _before(samax.vasso), 2, 1),
-    "gsam": Method("SAM with the clean gradient's orthogonal part", _before(samax.gsam), 2),
-    "looksam": Method(
-        "a step of LookSAM between two ascents", _before(samax.looksam), 1, 1, ascend=False
-    ),
+    "samar": Method(_before(samax.samar), 2),
+    "vasso": Method(_before(samax.vasso), 2, 1),
+    "gsam": Method(_before(samax.gsam), 2),
+    # A step between two ascents.
+    "looksam": Method(_before(samax.looksam), 1, 1, ascend=False),
+    # A step before the late phase.
     "late_sam": Method(
-        "a step before SAM's late phase",
-        _before(lambda: samax.occasionally(samax.sam(), samax.from_step(10_000))),
-        1,
-        ascend=False,
+        _before(lambda: samax.occasionally(samax.sam(), samax.from_step(10_000))), 1, ascend=False
     ),
-    "stale_sam": Method(
-        "SAM along the last gradient",
-        lambda base, mesh: samax.stale_sam(base, 0.05),
-        1,
-        1,
-        evaluates=False,
-    ),
-    "msam": Method(
-        "SAM against the momentum",
-        lambda base, mesh: samax.msam(base, 0.3),
-        1,
-        1,
-        evaluates=False,
-    ),
-    "trace_sam": Method(
-        f"{_SAMPLES} random perturbations, each on an eighth of the chips",
-        _over_devices,
-        1 + _SAMPLES,
-    ),
+    "stale_sam": Method(lambda base, mesh: samax.stale_sam(base, 0.05), 1, 1, evaluates=False),
+    "msam": Method(lambda base, mesh: samax.msam(base, 0.3), 1, 1, evaluates=False),
+    "trace_sam": Method(_over_devices, 1 + _SAMPLES),
     **{
-        name: Method(what, _balanced(factory), 1, evaluates=False, balances=True)
-        for name, what, factory in (
-            ("nbar", "LoRA's factors balanced by nBAR", samax.nbar),
-            ("obar", "LoRA's factors balanced by oBAR", samax.obar),
-            ("das", "LoRA's factors balanced by DAS", samax.das),
-        )
+        name: Method(_balanced(factory), 1, evaluates=False, balances=True)
+        for name, factory in (("nbar", samax.nbar), ("obar", samax.obar), ("das", samax.das))
     },
 }
 
@@ -165,7 +130,8 @@ def lower(topology: str, model: str, layout: str, method: str, rows: int) -> Low
     chips = len(topologies.devices(topology))
     shape, names = mesh_shape(layout, chips), ("data", "model")
     if method == "trace_sam":
-        shape, names = (chips // _SAMPLES, _SAMPLES), ("data", "samples")
+        ways = math.gcd(chips, _SAMPLES)  # each has its share of the samples
+        shape, names = (chips // ways, ways), ("data", "samples")
     mesh = topologies.mesh(topology, shape, names)
     tx = optax.with_extra_args_support(own.make(optax.adamw(_RATE), mesh))
     place = functools.partial(_placed, mesh)
@@ -234,7 +200,10 @@ def _per_device(step: Callable, mesh: Mesh) -> Callable:
         mean = lambda tree: jax.lax.pmean(tree, DATA)  # noqa: E731
         return params, mean(rest), state, mean(value)
 
+    specs: dict[str, Any] = {"in_specs": (whole, whole, whole, split), "out_specs": whole}
     # Untyped: a gradient is each device's own until the chain averages it.
-    return jax.shard_map(
-        own, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=whole, check_vma=False
-    )
+    if hasattr(jax.lax, "pcast"):
+        return jax.shard_map(own, mesh=mesh, check_vma=False, **specs)
+    from jax.experimental.shard_map import shard_map  # JAX 0.6
+
+    return shard_map(own, mesh=mesh, check_rep=False, **specs)
