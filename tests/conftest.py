@@ -1,7 +1,6 @@
 """Configuration of the whole test suite."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +14,10 @@ collect_ignore_glob = ["typing/user_script.py", "frameworks/scripts/*"]
 # Before matplotlib is imported: the tests need no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# Most of the time goes into compiling. XLA's older code generator for CPUs does that in less where
-# optimizations are off, as in the library's tests, and XLA aborts at a flag that it does not know.
-_BENCHMARKS = any("benchmarks" in argument for argument in sys.argv)
+# Most of the time goes into compiling, and XLA's older code generator for CPUs does that in less.
+# XLA aborts at a flag that it does not know.
 _WORKER = "PYTEST_XDIST_WORKER" in os.environ  # has the flags of the process that started it
-if (0, 8) <= jax.__version_info__ < (0, 11) and not (_BENCHMARKS or _WORKER):
+if (0, 8) <= jax.__version_info__ < (0, 11) and not _WORKER:
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
         " --xla_cpu_parallel_codegen_split_count=1"
@@ -52,16 +50,11 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Most tests compile much and compute little: they go without most of XLA's optimizations.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests compile much and compute little: they go without most of XLA's optimizations.
 
-    Those marked `optimized`, and those of the benchmarks but for the ones marked `quick`, are
-    compiled as users compile.
+    Those marked `optimized` are compiled as users compile. No fixture: those of a module come first.
     """
-    quick = request.node.get_closest_marker("optimized") is None
-    if "benchmarks" in request.path.parts:
-        quick = request.node.get_closest_marker("quick") is not None
-    jax.config.update("jax_disable_most_optimizations", quick)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    optimized = item.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", not optimized)

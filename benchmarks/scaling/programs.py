@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import samax
+from benchmarks.core.methods import BALANCING, parse_method
 from benchmarks.core.timing import compute_clock
 from benchmarks.scaling import topologies
 from benchmarks.scaling.workloads import DATA, LORA, WORKLOADS, Workload, mesh_shape
@@ -34,17 +35,38 @@ class Method(NamedTuple):
     balances: bool = False
 
 
-def _before(
-    method: Callable[[], optax.GradientTransformation],
-) -> Callable[[optax.GradientTransformation, Mesh], optax.GradientTransformation]:
-    return lambda base, mesh: optax.chain(method(), base)
+def _select(
+    text: str, gradients: float | None = None, copies: int = 0, ascend: bool | None = None
+) -> Method:
+    """A row of the core's table; of those that do not ascend on every step, one such step."""
+    spec = parse_method(text)
+    own = spec.method
+    settings: dict[str, Any] = {
+        "learning_rate": _RATE,
+        "groups": functools.partial(samax.lora_groups, stacked=True),
+        "steps": 10_000,
+        "track": False,
+    }
+    return Method(
+        lambda base, mesh: spec.optimizer(base, **settings),
+        own.gradients if gradients is None else gradients,
+        copies,
+        evaluates=own.gradients > 1,
+        ascend=ascend,
+        balances=own.balances,
+    )
 
 
 def _averaged(
-    method: Callable[[], optax.GradientTransformation],
-) -> Callable[[optax.GradientTransformation, Mesh], optax.GradientTransformation]:
+    gradients: float, method: Callable[[], optax.GradientTransformation] = optax.identity
+) -> Method:
     mean = samax.cross_replica_mean(DATA)
-    return lambda base, mesh: optax.chain(method(), mean, base)
+    return Method(
+        lambda base, mesh: optax.chain(method(), mean, base),
+        gradients,
+        evaluates=gradients > 1,
+        per_device=True,
+    )
 
 
 def _over_devices(base: optax.GradientTransformation, mesh: Mesh) -> Any:
@@ -53,35 +75,21 @@ def _over_devices(base: optax.GradientTransformation, mesh: Mesh) -> Any:
     return optax.chain(samax.trace_sam(sampling=samax.Sampling(samax.gaussian, **options)), base)
 
 
-def _balanced(factory: Callable[..., optax.GradientTransformation]) -> Any:
-    groups = functools.partial(samax.lora_groups, stacked=True)
-    return lambda base, mesh: factory(base, learning_rate=_RATE, alpha=1.0, groups=groups)
-
-
 METHODS: dict[str, Method] = {
-    BASE: Method(lambda base, mesh: base, 1, evaluates=False),
-    "sam": Method(_before(samax.sam), 2),
-    BASE_PER_DEVICE: Method(_averaged(optax.identity), 1, evaluates=False, per_device=True),
-    "sam_per_device": Method(_averaged(samax.sam), 2, per_device=True),
-    "m_sharpness": Method(
-        _averaged(lambda: samax.m_sharpness(samax.sam(), _GROUPS)), 2, per_device=True
-    ),
-    "samar": Method(_before(samax.samar), 2),
-    "vasso": Method(_before(samax.vasso), 2, 1),
-    "gsam": Method(_before(samax.gsam), 2),
-    # A step between two ascents.
-    "looksam": Method(_before(samax.looksam), 1, 1, ascend=False),
-    # A step before the late phase.
-    "late_sam": Method(
-        _before(lambda: samax.occasionally(samax.sam(), samax.from_step(10_000))), 1, ascend=False
-    ),
-    "stale_sam": Method(lambda base, mesh: samax.stale_sam(base, 0.05), 1, 1, evaluates=False),
-    "msam": Method(lambda base, mesh: samax.msam(base, 0.3), 1, 1, evaluates=False),
+    BASE: _select("sgd"),  # The base optimizer alone, which is AdamW here
+    "sam": _select("sam"),
+    BASE_PER_DEVICE: _averaged(1),
+    "sam_per_device": _averaged(2, samax.sam),
+    "m_sharpness": _averaged(2, lambda: samax.m_sharpness(samax.sam(), _GROUPS)),
+    "samar": _select("samar"),
+    "vasso": _select("vasso", copies=1),
+    "gsam": _select("gsam"),
+    "looksam": _select("looksam", 1, 1, ascend=False),  # Between two ascents
+    "late_sam": _select("sam_late", 1, ascend=False),  # Before the late phase
+    "stale_sam": _select("stale_sam", copies=1),
+    "msam": _select("msam", copies=1),
     "trace_sam": Method(_over_devices, 1 + _SAMPLES),
-    **{
-        name: Method(_balanced(factory), 1, evaluates=False, balances=True)
-        for name, factory in (("nbar", samax.nbar), ("obar", samax.obar), ("das", samax.das))
-    },
+    **{name: _select(name) for name in BALANCING},
 }
 
 

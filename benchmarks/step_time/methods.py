@@ -69,9 +69,10 @@ def _optax(*, opaque: bool) -> Make:
     return lambda base: optax.contrib.sam(base.optimizer, ascent, opaque_mode=opaque)
 
 
-def _balancing(name: str) -> Make:
-    return lambda base: parse_method(name).optimizer(
-        base.optimizer, learning_rate=base.rate, steps=1000, groups=base.groups
+def _select(text: str) -> Make:
+    """A row of the core's table."""
+    return lambda base: parse_method(text).optimizer(
+        base.optimizer, learning_rate=base.rate, steps=20_000, groups=base.groups, track=False
     )
 
 
@@ -81,15 +82,14 @@ def _noise() -> optax.GradientTransformation:
 
 
 _SAM = Method(lambda base: optax.chain(samax.sam(RHO, mask=base.perturbed), base.optimizer))
-_BY_DEFAULT = ("vasso", "friendly_sam", "wsam", "gsam", "samar", "stable_sam", "sagm")
+_TWO_GRADIENTS = ("usam", "asam", "vasso", "friendly_sam", "wsam", "gsam", "samar", "stable_sam")
 
 PLAIN: dict[str, Method] = {
     "base": Method(lambda base: base.optimizer, None),
     "limit": Method(_by_hand, "gradient"),
     "sam": _SAM,
-    "usam": Method(_before(samax.usam(RHO))),
-    "asam": Method(_before(samax.asam(0.5, t0=0.01))),
-    **{name: Method(_before(getattr(samax, name)())) for name in _BY_DEFAULT},
+    **{name: Method(_select(name)) for name in _TWO_GRADIENTS},
+    "sagm": Method(_before(samax.sagm())),
     "optax_opaque": Method(_optax(opaque=True), "gradient"),
     "optax_transparent": Method(_optax(opaque=False), "gradient", cycle=(None, None)),
 }
@@ -98,19 +98,13 @@ PLAIN: dict[str, Method] = {
 METHODS: dict[str, Method] = {
     **PLAIN,
     "functional_sam": Method(_before(samax.sam(RHO)), "outputs"),
-    "trace_sam": Method(_before(samax.trace_sam())),
+    "trace_sam": Method(_select("trace_sam")),
     "sam_quarter": _SAM._replace(clean_share=4),
-    "looksam": Method(_before(samax.looksam(k=_EVERY)), cycle=_IN_TURN, steps=_EVERY),
-    "sam_every_5": Method(
-        _before(samax.occasionally(samax.sam(RHO), samax.every(_EVERY))),
-        cycle=_IN_TURN,
-        steps=_EVERY,
-    ),
-    "before_late_phase": Method(
-        _before(samax.occasionally(samax.sam(RHO), samax.from_step(10_000))), cycle=(False,)
-    ),
-    "stale_sam": Method(lambda base: samax.stale_sam(base.optimizer, RHO), None),
-    "msam": Method(lambda base: samax.msam(base.optimizer, 3.0), None),
+    "looksam": Method(_select(f"looksam:k={_EVERY}"), cycle=_IN_TURN, steps=_EVERY),
+    "sam_every_5": Method(_select(f"sam_every:k={_EVERY}"), cycle=_IN_TURN, steps=_EVERY),
+    "before_late_phase": Method(_select("sam_late"), cycle=(False,)),
+    "stale_sam": Method(_select("stale_sam"), None),
+    "msam": Method(_select("msam"), None),
     "random": Method(lambda base: samax.one_gradient(base.optimizer, _noise()), None),
-    **{name: Method(_balancing(name), None) for name in BALANCING},
+    **{name: Method(_select(name), None) for name in BALANCING},
 }

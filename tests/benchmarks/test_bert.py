@@ -11,8 +11,6 @@ from benchmarks.data import text
 from benchmarks.models import bert, packages
 from tests.benchmarks.tiny_bert import CONFIG, encoder, save
 
-pytestmark = pytest.mark.quick
-
 FIXTURE = Path(__file__).parent / "fixtures" / "minilm_hidden_states.json"
 
 IDS = np.array([[2, 5, 6, 3, 0, 0], [2, 7, 8, 9, 10, 3]])

@@ -103,7 +103,6 @@ def test_people_label_the_held_out_images_too(digits):
     np.testing.assert_array_equal(search.test_labels, (clean.test_labels + 3) % 10)
 
 
-@pytest.mark.quick
 def test_the_command_searches_then_compares(tmp_path, capsys):
     sizes = ["--train-images", "128", "--validation-images", "50", "--test-images", "40"]
     argv = [
@@ -134,8 +133,8 @@ def test_the_command_searches_then_compares(tmp_path, capsys):
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.mark.quick
-def test_forecasts_share_a_budget_too(tmp_path, capsys):
+def test_forecasts_share_a_budget_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "STRIDE", 32)
     argv = [
         *("--task", "airports", "--methods", "base,late_25_quarter,random_50", "--trials", "1"),
         *("--seeds", "2", "--budget", "2", "--out", str(tmp_path)),

@@ -12,8 +12,6 @@ from benchmarks.core.command import Command, Counts, Names
 from benchmarks.core.records import check_config, read_record
 from benchmarks.core.runs import Experiment, complete_all
 
-pytestmark = pytest.mark.quick
-
 
 class Sum(Experiment):
     """Adds the number of each part to an array; a run is how many parts it has."""

@@ -25,7 +25,6 @@ from benchmarks.models.llama import Llama, LlamaConfig
 from benchmarks.models.lora import DecoderTask
 
 pytestmark = [
-    pytest.mark.quick,
     pytest.mark.skipif(
         not hasattr(optax, "microbatching"), reason="this version of Optax has no microbatching"
     ),

@@ -106,7 +106,6 @@ def test_two_processes_of_which_one_is_lost_end_as_if_it_was_not(tmp_path, proce
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.quick
 def test_a_step_over_devices_is_one_devices_step(scan):
     dataset = read(SETTING).dataset()
     config = {"model": "cnn", "width": 0.25, "bfloat16": False, "batch_size": 64}

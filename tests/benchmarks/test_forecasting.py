@@ -21,8 +21,6 @@ from benchmarks.forecasting import methods, overview, report
 from benchmarks.forecasting.experiment import Forecasting
 from benchmarks.models.forecaster import Forecaster, InstanceNorm
 
-pytestmark = pytest.mark.quick
-
 CHANNELS, LOOK_BACK, HORIZON = 3, 8, 4
 
 

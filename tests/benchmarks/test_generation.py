@@ -18,8 +18,6 @@ from benchmarks.models import llama
 from benchmarks.models.llama import Llama, LlamaConfig
 from benchmarks.models.lora import DecoderTask
 
-pytestmark = pytest.mark.quick
-
 LETTERS = "\0abcdefghijklmnopqrstuvwxyz |&\n"
 CONFIG = LlamaConfig(len(LETTERS), 16, 2, 2, 1, 24)
 END = 0

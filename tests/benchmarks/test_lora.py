@@ -47,7 +47,6 @@ BATCH = Batch(
     np.array([0, 1, 0], np.int32),
 )
 
-pytestmark = pytest.mark.quick
 PRETRAINED = encoder()
 PRETRAINED_BFLOAT16 = encoder(dtype=jnp.bfloat16)
 

@@ -13,8 +13,6 @@ from benchmarks.sharpness import experiment
 from benchmarks.sharpness import report as sharpness_report
 from benchmarks.sharpness.measures import Budget, Model, measure
 
-pytestmark = pytest.mark.quick
-
 TRAINING = ["--train-images=64", "--test-images=32", "--width=0.25", "--batch-size=32"]
 BUDGET = ["--examples=32", "--products=5", "--samples=2"]
 

@@ -156,7 +156,6 @@ def test_an_empty_folder_is_named(tmp_path, capsys):
     assert "holds no noise*/runs/*.json" in capsys.readouterr().err
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("more", "message"),
     [

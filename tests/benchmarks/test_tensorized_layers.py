@@ -21,8 +21,6 @@ from benchmarks.models.tensorized import (
     factorize,
 )
 
-pytestmark = pytest.mark.quick
-
 DIMS = (4, 2, 3, 2)
 RANK = 3
 
