@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +135,9 @@ def test_the_command_searches_then_compares(tmp_path, capsys):
 
 
 def test_forecasts_share_a_budget_too(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "STRIDE", 32)
+    whole = command.load_series("airports", Path())
+    short = dataclasses.replace(whole, values=whole.values[:3000], ends=(2000, 2500, 3000))
+    monkeypatch.setattr(command, "load_series", lambda name, path: short)
     argv = [
         *("--task", "airports", "--methods", "base,late_25_quarter,random_50", "--trials", "1"),
         *("--seeds", "2", "--budget", "2", "--out", str(tmp_path)),
