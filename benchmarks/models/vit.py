@@ -6,7 +6,7 @@ from flax import nnx
 
 from benchmarks.models.layers import Classifier, scale_channels
 
-PATCH, DEPTH, HEADS, SIZE = 4, 4, 4, 32
+PATCH, DEPTH, HEADS, SIZE = 8, 4, 4, 32
 
 
 class Block(nnx.Module):
@@ -29,7 +29,7 @@ class Block(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """Patches of 4 x 4 pixels, four blocks of four heads, the mean over all tokens.
+    """Patches of 8 x 8 pixels, four blocks of four heads, the mean over all tokens.
 
     Images are 32 x 32; the features are 64 times `width`.
     """

@@ -53,14 +53,14 @@ def test_the_vision_transformers_size():
     d = 64
     block = 4 * (d * d + d) + (2 * d * d + 2 * d) + (2 * d * d + d) + 4 * d
     model = nnx.eval_shape(lambda: build("vit", num_classes=10, rngs=quick_rngs()))
-    whole = (16 * 3 * d + d) + 64 * d + 4 * block + 2 * d + (10 * d + 10)
+    whole = (64 * 3 * d + d) + 16 * d + 4 * block + 2 * d + (10 * d + 10)
     assert parameter_count(model) == whole
 
 
 def test_the_vision_transformer_sees_where_a_patch_is():
     model = build("vit", num_classes=10, rngs=quick_rngs())
     images, _ = batch(size=32)
-    moved = jnp.roll(images, 4, axis=1)
+    moved = jnp.roll(images, 8, axis=1)
     assert not np.allclose(model(images), model(moved), atol=1e-4)
     model.places[...] = jnp.zeros_like(model.places[...])
     np.testing.assert_allclose(model(images), model(moved), atol=1e-4)
