@@ -136,6 +136,9 @@ def _spread(
     """Gives each device its share of the draws that are evaluated at once."""
     if sharding is None:
         return draws
-    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
-        return jax.sharding.reshard(draws, sharding)
-    return jax.lax.with_sharding_constraint(draws, sharding)
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    place = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+    keys, signs = draws
+    # As raw data: JAX 0.6 counts the axes of typed keys wrongly where it lays them out.
+    data = place(jax.random.key_data(keys), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys)), place(signs, sharding)
