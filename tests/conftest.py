@@ -54,7 +54,7 @@ def x64() -> Iterator[None]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests compile much and compute little: they go without most of XLA's optimizations.
 
-    Those marked `optimized` are compiled as users compile. No fixture: those of a module come first.
+    Those marked `optimized` are compiled as users compile. Not a fixture: a module's come first.
     """
     optimized = item.get_closest_marker("optimized") is not None
     jax.config.update("jax_disable_most_optimizations", not optimized)

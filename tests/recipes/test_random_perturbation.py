@@ -157,14 +157,15 @@ def step(tx, carry, _=None):
 )
 def test_under_jit_scan_and_vmap(make):
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    carry = expected = (PARAMS, make(7).init(PARAMS))
+    tx = make(7)
+    one, start = functools.partial(step, tx), (PARAMS, tx.init(PARAMS))
+    jitted = jax.jit(one)
+    carry = expected = start
     for _ in range(3):
-        expected, _ = step(make(7), expected)
-        carry, _ = jax.jit(functools.partial(step, make(7)))(carry)
+        expected, _ = one(expected)
+        carry, _ = jitted(carry)
     jax.tree.map(close, carry, expected)
-    scanned, _ = jax.lax.scan(
-        functools.partial(step, make(7)), (PARAMS, make(7).init(PARAMS)), length=3
-    )
+    scanned, _ = jax.lax.scan(one, start, length=3)
     jax.tree.map(close, scanned, expected)
 
     def trained(key):
