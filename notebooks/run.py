@@ -35,7 +35,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
     # From the folder of this process, where the kernel's sockets are.
     resources = {"metadata": {"path": "."}}
     client = NotebookClient(notebook, timeout=600, resources=resources, coalesce_streams=True)
-    client.create_kernel_manager().transport = "ipc"  # needs no port
+    manager = client.create_kernel_manager()
+    # Needs no port. Sockets of its own, for another process that runs notebooks in this folder.
+    manager.transport, manager.ip = "ipc", f"kernel-{os.getpid()}"
     client.execute()
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()
