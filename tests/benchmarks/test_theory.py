@@ -115,6 +115,7 @@ class TestLaws:
 SLOW = {"thresholds", "neuron", "sensing", "balancedness", "deviation", "universal"}
 
 
+@pytest.mark.optimized  # long runs, which compute more than they compile
 @pytest.mark.parametrize(
     "topic",
     [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TOPICS],
