@@ -21,8 +21,6 @@ from benchmarks.lora import tuning as lora_tuning
 from benchmarks.models import bert, packages
 from tests.benchmarks.tiny_bert import encoder, save, save_task, save_tokenizer
 
-pytestmark = pytest.mark.optimized  # resumed runs are compared bit for bit, as users compile
-
 for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package, reason=f"{package} (extra: lora) is not installed")
 
