@@ -60,9 +60,7 @@ def finished(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
     places = ["--model", str(files / "model"), "--data", str(files / "data"), "--out", str(out)]
     methods = "probe,adamw,obar:alpha=2:lr=0.01"
-    jax.config.update("jax_disable_most_optimizations", True)  # as in the tests that are marked
     assert lora.main([*SMALL, *places, "--seeds=2", "--methods", methods]) == 0
-    jax.config.update("jax_disable_most_optimizations", False)
     return out
 
 

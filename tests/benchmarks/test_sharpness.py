@@ -67,7 +67,6 @@ def test_the_measures_are_those_of_the_dense_hessian():
 def trained(tmp_path_factory):
     """A run of one epoch, with label noise."""
     out = tmp_path_factory.mktemp("trained")
-    jax.config.update("jax_disable_most_optimizations", True)
     command = [*TRAINING, "--methods=sgd", "--seeds=1", "--epochs=1", "--label-noise=0.25"]
     assert cifar.main([*command, "--out", str(out)]) == 0
     return out

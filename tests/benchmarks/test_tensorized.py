@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 from benchmarks.cifar import __main__ as cifar
@@ -32,12 +31,10 @@ def finished(tmp_path_factory):
             raise KeyboardInterrupt
         return train(self, *args)
 
-    jax.config.update("jax_disable_most_optimizations", True)  # compiled sooner
     with patch.context() as context:
         context.setattr(Trainer, "train", counted)
         stopped = tensorized.main(arguments(str(out)))
         continued = tensorized.main(arguments(str(out)))
-    jax.config.update("jax_disable_most_optimizations", False)
     return out, (stopped, continued), calls
 
 
