@@ -190,7 +190,7 @@ def draw(tasks: Tasks) -> Figure:
     axis.grid(visible=False)
     axis.set_title(
         f"test accuracy minus {BASE}'s at the same budget, points; of forecasts, the percent by\n"
-        "which the test error is less; * more than two standard errors",
+        "which the test error is less; * more than two standard errors; blank: not run",
         fontsize=9,
         loc="left",
     )

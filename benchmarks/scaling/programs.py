@@ -35,11 +35,9 @@ class Method(NamedTuple):
     balances: bool = False
 
 
-def _select(
-    text: str, gradients: float | None = None, copies: int = 0, ascend: bool | None = None
-) -> Method:
-    """A row of the core's table; of those that do not ascend on every step, one such step."""
-    spec = parse_method(text)
+def _select(name: str, copies: int = 0, *, ascend: bool | None = None) -> Method:
+    """A row of the core's table, or one of its steps that do not ascend."""
+    spec = parse_method(name)
     own = spec.method
     settings: dict[str, Any] = {
         "learning_rate": _RATE,
@@ -49,7 +47,7 @@ def _select(
     }
     return Method(
         lambda base, mesh: spec.optimizer(base, **settings),
-        own.gradients if gradients is None else gradients,
+        1 if ascend is False else own.gradients,
         copies,
         evaluates=own.gradients > 1,
         ascend=ascend,
@@ -84,8 +82,8 @@ METHODS: dict[str, Method] = {
     "samar": _select("samar"),
     "vasso": _select("vasso", copies=1),
     "gsam": _select("gsam"),
-    "looksam": _select("looksam", 1, 1, ascend=False),  # Between two ascents
-    "late_sam": _select("sam_late", 1, ascend=False),  # Before the late phase
+    "looksam": _select("looksam", copies=1, ascend=False),  # Between two ascents
+    "late_sam": _select("sam_late", ascend=False),  # Before the late phase
     "stale_sam": _select("stale_sam", copies=1),
     "msam": _select("msam", copies=1),
     "trace_sam": Method(_over_devices, 1 + _SAMPLES),

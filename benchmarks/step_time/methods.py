@@ -43,10 +43,6 @@ class Method(NamedTuple):
     steps: int = 1  # The training steps that the cycle makes; numbers are means over these
 
 
-def _before(method: optax.GradientTransformation) -> Make:
-    return lambda base: optax.chain(method, base.optimizer)
-
-
 def _by_hand(base: Base) -> optax.GradientTransformationExtraArgs:
     """What SAM cannot do without, and nothing else: no check, no guard against a zero norm."""
 
@@ -89,7 +85,7 @@ PLAIN: dict[str, Method] = {
     "limit": Method(_by_hand, "gradient"),
     "sam": _SAM,
     **{name: Method(_select(name)) for name in _TWO_GRADIENTS},
-    "sagm": Method(_before(samax.sagm())),
+    "sagm": Method(lambda base: optax.chain(samax.sagm(), base.optimizer)),
     "optax_opaque": Method(_optax(opaque=True), "gradient"),
     "optax_transparent": Method(_optax(opaque=False), "gradient", cycle=(None, None)),
 }
@@ -97,7 +93,7 @@ PLAIN: dict[str, Method] = {
 
 METHODS: dict[str, Method] = {
     **PLAIN,
-    "functional_sam": Method(_before(samax.sam(RHO)), "outputs"),
+    "functional_sam": Method(_select("sam"), "outputs"),
     "trace_sam": Method(_select("trace_sam")),
     "sam_quarter": _SAM._replace(clean_share=4),
     "looksam": Method(_select(f"looksam:k={_EVERY}"), cycle=_IN_TURN, steps=_EVERY),

@@ -24,11 +24,9 @@ from benchmarks.models import llama
 from benchmarks.models.llama import Llama, LlamaConfig
 from benchmarks.models.lora import DecoderTask
 
-pytestmark = [
-    pytest.mark.skipif(
-        not hasattr(optax, "microbatching"), reason="this version of Optax has no microbatching"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not hasattr(optax, "microbatching"), reason="this version of Optax has no microbatching"
+)
 
 CONFIG = LlamaConfig(12, 16, 2, 2, 1, 24)
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-6)
