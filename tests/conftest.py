@@ -50,11 +50,39 @@ def x64() -> Iterator[None]:
         yield
 
 
+def _optimized(item: pytest.Item) -> bool:
+    return item.get_closest_marker("optimized") is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests marked `optimized` last, so that the switch below is turned once."""
+    items.sort(key=_optimized)
+
+
+_programs = 0
+"""How many were compiled since the last time that they were dropped."""
+
+
+@jax.monitoring.register_event_duration_secs_listener
+def _count(event: str, duration: float, **_: object) -> None:
+    global _programs
+    _programs += event == "/jax/core/compile/backend_compile_duration"
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests compile much and compute little: they go without most of XLA's optimizations.
 
     Those marked `optimized` are compiled as users compile. Not a fixture: a module's come first.
+
+    What is in memory was compiled with the switch as it was, so turning it drops that. So does a
+    large number of programs: after some thousands each new one takes four times as long to lower.
     """
-    optimized = item.get_closest_marker("optimized") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimized)
+    global _programs
+    turned = jax.config.read("jax_disable_most_optimizations") == _optimized(item)
+    if turned:
+        jax.config.update("jax_disable_most_optimizations", not _optimized(item))
+    if turned or _programs > 600:
+        jax.clear_caches()
+        _programs = 0
