@@ -60,14 +60,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_optimized)
 
 
-_programs = 0
-"""How many were compiled since the last time that they were dropped."""
+_compiled: list[float] = []
+"""The seconds of each program that was compiled since the last time that all were dropped."""
 
 
 @jax.monitoring.register_event_duration_secs_listener
-def _count(event: str, duration: float, **_: object) -> None:
-    global _programs
-    _programs += event == "/jax/core/compile/backend_compile_duration"
+def _note(event: str, seconds: float, **_: object) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(seconds)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,10 +79,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     What is in memory was compiled with the switch as it was, so turning it drops that. So does a
     large number of programs: after some thousands each new one takes four times as long to lower.
     """
-    global _programs
     turned = jax.config.read("jax_disable_most_optimizations") == _optimized(item)
     if turned:
         jax.config.update("jax_disable_most_optimizations", not _optimized(item))
-    if turned or _programs > 600:
+    if turned or len(_compiled) > 600:
         jax.clear_caches()
-        _programs = 0
+        _compiled.clear()
