@@ -80,6 +80,7 @@ def _row(record: Record) -> Row:
     row = {name: record["config"][name] for name in names}
     row |= {name: record[name] for name in ("chips", "parameters", "parameter_bytes", "fits")}
     row |= {name: record[name] for name in ("lower_seconds", "compile_seconds")}
+    row["libtpu"] = record["versions"].get("libtpu")
     if not record["fits"]:
         return row | {"why": record["why"]}
     found = [
@@ -186,7 +187,7 @@ def to_markdown(
     record: Record, rows: Sequence[Row], times: Sequence[Record], goals: Sequence[Target]
 ) -> str:
     """Returns a table a model and layout, one of several numbers of chips, and the targets."""
-    software = frames.software(record, "jax", "libtpu", "flax", "optax")
+    software = frames.software(record, "jax", "flax", "optax")
     hardware = record["hardware"]
     parts = [
         f"# A training step at scale ({software})",
@@ -195,7 +196,9 @@ def to_markdown(
     for (topology, model, layout, count), own in _places(rows).items():
         params = own[0]["parameters"]
         title = f"## {model}, {layout}, {topology}"
-        what = f"{params / 1e6:,.1f} M parameters, {count} rows a chip; {LAYOUTS[layout]}."
+        compilers = sorted({row["libtpu"] for row in own if row["libtpu"]})
+        made = f" Made by libtpu {' and '.join(compilers)}." if compilers else ""
+        what = f"{params / 1e6:,.1f} M parameters, {count} rows a chip; {LAYOUTS[layout]}.{made}"
         parts += [title, what, frames.markdown(_cells(row) for row in own)]
     weak = _weak(rows)
     if weak:
