@@ -30,7 +30,7 @@ _NOTE = (
     "The average is over the tasks. The last columns are over all {pairs} pairs of a task and a "
     "seed: the mean difference to AdamW in points ± its standard error, which is resolved where it "
     "is more than two standard errors from 0. Paper: the averages of arXiv 2410.14802 over its six "
-    "tasks, with RoBERTa-large."
+    "tasks, with RoBERTa-large and correct labels."
 )
 
 _SAME = ("model", "adapter", "steps", "rank", "label_noise", "layers", "by_length")
