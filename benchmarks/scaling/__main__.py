@@ -4,11 +4,13 @@
     python -m benchmarks.scaling --topology v5e:16x16 --models decoder_1b --layouts sharded
     python -m benchmarks.scaling --topology v5e:2x2,v5e:4x4,v5e:8x8,v5e:16x16 --methods adamw,sam
     python -m benchmarks.scaling --models decoder_1b --layouts sharded --methods adamw,sam --largest
+    python -m benchmarks.scaling --models decoder_7b --methods adamw,sam --memory 1900
     python -m benchmarks.scaling --topology local:8 --models decoder_tiny --time
 
 The programs are real ones: TPU's compiler makes them on any machine, for chips that need not be
-there. `local:8` are JAX's own devices, or on a CPU eight simulated ones. A program is one JSON
-record, and is not compiled again; a table, a CSV and figures go to `--out`.
+there. XLA takes memory that a chip has to spare; `--memory` shows what it does with less, and
+`--largest` where that ends. `local:8` are JAX's own devices, or on a CPU eight simulated ones.
+A program is one JSON record, and is not compiled again; a table, a CSV and figures go to `--out`.
 """
 
 import dataclasses
@@ -35,6 +37,7 @@ class Configuration(Command):
     layouts: Names = ("sharded",)  # data, sharded, tensor or mixed.
     methods: Names = ()  # By default all that the model and the layout allow.
     rows: int | None = None  # Of the batch, for each chip; by default 4 texts or 64 images.
+    memory: int | None = None  # MiB of a chip that a program may take; by default all of it.
     largest: bool = False  # Instead search the largest batch that fits, in multiples of --rows.
     time: bool = False  # Also time the steps: of local:N alone.
     rounds: int = 50  # Of --time.
@@ -42,7 +45,7 @@ class Configuration(Command):
 
     def check(self) -> None:
         """Raises a `ValueError` that names an argument which is out of its range."""
-        self.at_least(1, "rows", "rounds")
+        self.at_least(1, "rows", "rounds", "memory")
         for topology in self.topology:
             topologies.check(topology)
         choose(self.models, list(WORKLOADS), "models")
@@ -50,11 +53,13 @@ class Configuration(Command):
         choose(self.methods or ["adamw"], list(METHODS), "methods")
         if self.time and any(topologies.chip(name) for name in self.topology):
             raise ValueError(f"--time runs on devices that are there: --topology {LOCAL}:N.")
+        if self.memory and not all(topologies.chip(name) for name in self.topology):
+            raise ValueError("--memory is of a TPU's chip: --topology v5e:16x16.")
 
     def runs(self) -> list[Run]:
         """Returns the programs, those of one model and layout together."""
         return [
-            Run(*place, method, self.rows or ROWS[place[1]], self.largest)
+            Run(*place, method, self.rows or ROWS[place[1]], self.largest, self.memory)
             for place in self.places()
             for method in self.own(*place[1:])
         ]

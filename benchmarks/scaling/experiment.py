@@ -21,6 +21,7 @@ class Run(NamedTuple):
     method: str
     rows: int  # On each chip
     search: bool = False
+    memory: int | None = None  # MiB of each chip that the program may take; None: all of it
 
 
 class Compilation(Experiment[Run]):
@@ -36,11 +37,12 @@ class Compilation(Experiment[Run]):
     def name(self, run: Run) -> str:
         """Returns what is compiled."""
         what = "largest" if run.search else f"{run.rows}_rows"
-        return f"{run.topology}_{run.model}_{run.layout}_{run.method}_{what}"
+        within = "" if run.memory is None else f"_in_{run.memory}_mib"
+        return f"{run.topology}_{run.model}_{run.layout}_{run.method}_{what}{within}"
 
     def config(self, run: Run) -> dict[str, Any]:
         """Returns what is compiled."""
-        return run._asdict()
+        return {name: value for name, value in run._asdict().items() if value is not None}
 
     def advance(self, run: Run, part: int, state: Any, history: History, tick: Tick) -> Any:
         """Compiles."""
@@ -59,7 +61,7 @@ def measure(run: Run) -> dict[str, Any]:
     """Compiles a program and reads it."""
     lowered = programs.lower(*run[:5])
     start = compute_clock()
-    compiled, why = _compile(lowered.step)
+    compiled, why = _compile(lowered.step, run.memory)
     found: dict[str, Any] = {
         "chips": len(topologies.devices(run.topology)),
         "parameters": lowered.parameters,
@@ -84,7 +86,8 @@ def largest(run: Run) -> dict[str, Any]:
     """Searches the largest number of rows on each chip that fits, in steps of a multiple."""
 
     def fits(multiple: int) -> bool:
-        return _compile(programs.lower(*run[:4], multiple * run.rows).step)[0] is not None
+        step = programs.lower(*run[:4], multiple * run.rows).step
+        return _compile(step, run.memory)[0] is not None
 
     return {"largest": run.rows * search(fits)}
 
@@ -102,10 +105,15 @@ def search(fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str]:
-    """Returns a program, or why it does not fit into the chips' memory."""
+def _compile(
+    lowered: jax.stages.Lowered, memory: int | None = None
+) -> tuple[jax.stages.Compiled | None, str]:
+    """Returns a program, or why it does not fit into the chips' memory, or into so many MiB."""
+    options: dict[str, str | bool] = {}
+    if memory is not None:
+        options["xla_tpu_max_hbm_size_mib"] = str(memory)
     try:
-        return lowered.compile(), ""
+        return lowered.compile(options), ""
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text:

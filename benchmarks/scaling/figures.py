@@ -23,10 +23,10 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def by_chips(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Returns programs that differ in their number of chips alone, in its order."""
+    """Returns programs that differ in their number of chips alone, and have all their memory."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        if row["fits"]:
+        if row["fits"] and row["memory"] is None:
             kind = topologies.chip(row["topology"])
             key = row["model"], row["layout"], row["method"], row["rows"], kind
             found.setdefault(key, []).append(row)

@@ -16,7 +16,7 @@ from benchmarks.scaling.programs import BASE, BASE_PER_DEVICE, METHODS
 from benchmarks.scaling.workloads import DECODERS, LAYOUTS
 
 Row = dict[str, Any]
-Place = tuple[str, str, str, int]  # topology, model, layout, rows
+Place = tuple[str, str, str, int, int | None]  # topology, model, layout, rows, memory
 
 _NOTES = """\
 Read in the compiled program of one step, for each chip. TFLOP: matrix products and convolutions,
@@ -71,13 +71,14 @@ def write(folder: Path) -> str:
 
 
 def _key(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(config[name] for name in ("topology", "model", "layout", "method"))
+    return tuple(config.get(name) for name in ("topology", "model", "layout", "method", "memory"))
 
 
 def _row(record: Record) -> Row:
     """Returns a program's numbers."""
     names = ("topology", "model", "layout", "method", "rows")
     row = {name: record["config"][name] for name in names}
+    row["memory"] = record["config"].get("memory")
     row |= {name: record[name] for name in ("chips", "parameters", "parameter_bytes", "fits")}
     row |= {name: record[name] for name in ("lower_seconds", "compile_seconds")}
     row["libtpu"] = record["versions"].get("libtpu")
@@ -112,7 +113,7 @@ def _places(rows: Iterable[Row]) -> dict[Place, list[Row]]:
     """Returns what differs in the method alone."""
     found: dict[Place, list[Row]] = {}
     for row in rows:
-        place = row["topology"], row["model"], row["layout"], row["rows"]
+        place = row["topology"], row["model"], row["layout"], row["rows"], row["memory"]
         found.setdefault(place, []).append(row)
     return found
 
@@ -147,7 +148,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     found = []
 
     def add(row: Row, claim: str, shown: str, met: bool) -> None:
-        where = f"{row['model']}, {row['layout']}, {row['topology']}: {row['method']}"
+        where = f"{row['model']}, {row['layout']}, {row['topology']}{_within(row)}: {row['method']}"
         found.append(Target(where, claim, shown, "met" if met else "**not met**"))
 
     for row in rows:
@@ -193,9 +194,9 @@ def to_markdown(
         f"# A training step at scale ({software})",
         _NOTES.format(host=hardware["device"]).strip(),
     ]
-    for (topology, model, layout, count), own in _places(rows).items():
+    for (topology, model, layout, count, _), own in _places(rows).items():
         params = own[0]["parameters"]
-        title = f"## {model}, {layout}, {topology}"
+        title = f"## {model}, {layout}, {topology}{_within(own[0])}"
         compilers = sorted({row["libtpu"] for row in own if row["libtpu"]})
         made = f" Made by libtpu {' and '.join(compilers)}." if compilers else ""
         what = f"{params / 1e6:,.1f} M parameters, {count} rows a chip; {LAYOUTS[layout]}.{made}"
@@ -214,6 +215,10 @@ def to_markdown(
         header = ["where", "target", "found", ""]
         parts += ["## Targets", frames.markdown([list(goal) for goal in goals], header)]
     return "\n\n".join(parts) + "\n"
+
+
+def _within(row: Row) -> str:
+    return "" if row["memory"] is None else f", in {row['memory']:,} MiB"
 
 
 def _cells(row: Row) -> dict[str, str]:

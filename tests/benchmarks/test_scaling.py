@@ -234,8 +234,16 @@ def test_every_method_compiles_in_a_layout(method):
     assert measure(Run("local:4", model, layout, method, ROWS))["flops"] > 0
 
 
+@pytest.fixture
+def libtpu(monkeypatch):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
+    # It ends the process at a flag of CPUs that it does not know, and this suite sets some.
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.usefixtures("libtpu")
 def test_tpu_programs_have_the_operations_that_cpu_programs_have():
     runs = [Run(name, "decoder_tiny", "sharded", "sam", ROWS) for name in ("local:4", "v5e:2x2")]
     here, there = map(measure, runs)
@@ -244,12 +252,33 @@ def test_tpu_programs_have_the_operations_that_cpu_programs_have():
     assert there["flops"] == pytest.approx(here["flops"], rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
+def test_a_chip_with_less_memory_holds_less():
+    run = Run("v5e:2x2", "decoder_tiny", "sharded", "sam", ROWS)
+    assert measure(run._replace(memory=100))["fits"]
+    assert not measure(run._replace(memory=8))["fits"]
+
+
+def test_programs_with_less_memory_are_others_and_have_a_table_of_their_own(found, tmp_path):
+    compilation = experiment.Compilation(tmp_path)
+    whole = Run("v5e:2x2", "decoder_tiny", "sharded", "sam", ROWS)
+    less = whole._replace(memory=1900)
+    assert compilation.name(less) == compilation.name(whole) + "_in_1900_mib"
+    assert compilation.config(less) == {**compilation.config(whole), "memory": 1900}
+    record = found["sharded", "adamw"]
+    for memory in (None, 1900):
+        row = scaling_report._row({**record, "config": {**record["config"], "memory": memory}})
+        assert scaling_report._within(row) == ("" if memory is None else ", in 1,900 MiB")
+        assert [key[-1] for key in scaling_report._places([row])] == [memory]
+
+
 def test_a_program_that_does_not_fit_is_told_from_one_that_is_wrong(monkeypatch):
     class Step:
         def __init__(self, message):
             self.message = message
 
-        def compile(self):
+        def compile(self, options):
             raise jax.errors.JaxRuntimeError(self.message)
 
     text = "RESOURCE_EXHAUSTED: Ran out of memory (103.97G)\nSee elsewhere"
@@ -328,6 +357,7 @@ def test_the_command_writes_its_files_and_compiles_nothing_twice(tmp_path, capsy
         (["--methods", "adam"], "--methods 'adam': choose"),
         (["--rows", "0"], "--rows must be 1 or more, got 0"),
         (["--time"], "--time runs on devices that are there: --topology local:N"),
+        (["--topology", "local:4", "--memory", "1900"], "--memory is of a TPU's chip"),
     ],
 )
 def test_misuse_is_one_line(tmp_path, capsys, more, message):
