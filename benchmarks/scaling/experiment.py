@@ -78,6 +78,7 @@ def measure(run: Run) -> dict[str, Any]:
         "flops": hlo.flops(program),
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
+        "peak_bytes": getattr(memory, "peak_memory_in_bytes", None),  # None with JAX 0.6
         "collectives": [item._asdict() for item in hlo.collectives(program, found["chips"])],
     }
 

@@ -21,13 +21,15 @@ Place = tuple[str, str, str, int, int | None]  # topology, model, layout, rows, 
 _NOTES = """\
 Read in the compiled program of one step, for each chip. TFLOP: matrix products and convolutions,
 the bodies of loops as often as they turn. Temp, args: temporary memory and that of the arguments,
-parameters and state and batch. Launches: collectives in a step, those in loops as often as they
-turn, of which so many carry scalars or vectors alone. Sent: by ring algorithms, where an all-reduce
-of B bytes over n chips sends 2 B (n - 1) / n, and an all-gather or a reduce-scatter half of that.
-Ratios, in brackets, are to AdamW's, and by `shard_map` to its step by `shard_map`. Estimate: the
-largest of operations, bytes of arguments read and written once, and sent bytes, each over the
-chip's published peak: a bound from below, not a measurement. Lower, compile: seconds that tracing
-and lowering in Python, and XLA's compilation, take of one core of {host}.
+parameters and state and batch; the temporaries are as much as the program takes, with the gaps
+between what it puts there. Peak: all that is in use at one time. Launches: collectives in a step,
+those in loops as often as they turn, of which so many carry scalars or vectors alone. Sent: by ring
+algorithms, where an all-reduce of B bytes over n chips sends 2 B (n - 1) / n, and an all-gather or
+a reduce-scatter half of that. Ratios, in brackets, are to AdamW's, and by `shard_map` to its step
+by `shard_map`. Estimate: the largest of operations, bytes of arguments read and written once, and
+sent bytes, each over the chip's published peak: a bound from below, not a measurement. Lower,
+compile: seconds that tracing and lowering in Python, and XLA's compilation, take of one core of
+{host}.
 """
 _CPU_TIMES = "Simulated devices share the cores of one CPU: these times say nothing about scaling."
 
@@ -93,6 +95,8 @@ def _row(record: Record) -> Row:
     for item in found:
         kinds[item.kind] = kinds.get(item.kind, 0) + item.sent_bytes
     row |= {name: record[name] for name in ("flops", "temp_bytes", "argument_bytes")}
+    if record.get("peak_bytes"):
+        row["peak_bytes"] = record["peak_bytes"]
     row |= {
         "launches": sum(launches.values()),
         "scalar_launches": sum(times for launch, times in launches.items() if launch not in large),
@@ -128,8 +132,8 @@ def _compare(rows: Sequence[Row]) -> None:
         row["compile_ratio"] = _seconds(row) / _seconds(base)
         if not (row["fits"] and base["fits"]):
             continue
-        for name in ("flops", "temp_bytes", "sent_bytes", "estimate_seconds"):
-            if base.get(name):
+        for name in ("flops", "temp_bytes", "peak_bytes", "sent_bytes", "estimate_seconds"):
+            if base.get(name) and row.get(name):
                 row[name.split("_")[0] + "_ratio"] = row[name] / base[name]
         more = row["argument_bytes"] - base["argument_bytes"]
         row["copies"] = more / base["parameter_bytes"]
@@ -230,6 +234,7 @@ def _cells(row: Row) -> dict[str, str]:
         "TFLOP": _with_ratio(row, "flops", 1e12),
         "temp MiB": _with_ratio(row, "temp_bytes", 2**20),
         "args MiB": f"{row['argument_bytes'] / 2**20:.4g}",
+        **({"peak MiB": _with_ratio(row, "peak_bytes", 2**20)} if "peak_bytes" in row else {}),
         "launches": f"{row['launches']} ({row['scalar_launches']})",
         "sent MiB": _with_ratio(row, "sent_bytes", 2**20),
         **({} if row["largest"] is None else {"largest batch": f"{row['largest']}"}),
