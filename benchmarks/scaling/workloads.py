@@ -131,6 +131,10 @@ def classifier(split: Split, build: Callable[..., nnx.Module]) -> Workload:
 
     del split  # which the images' own layout decides
 
+    # A program of its own, so that two gradients take twice the time to trace and not four times:
+    # Flax asks each new batch statistic for its sharding, which a traced value does not have, and
+    # JAX searches the whole program around it for words to say so.
+    @jax.jit
     def loss(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
         images, labels = batch
         model = nnx.merge(graph, params, rest, copy=True)
