@@ -83,7 +83,8 @@ def _row(record: Record) -> Row:
     row["memory"] = record["config"].get("memory")
     row |= {name: record[name] for name in ("chips", "parameters", "parameter_bytes", "fits")}
     row |= {name: record[name] for name in ("lower_seconds", "compile_seconds")}
-    row["libtpu"] = record["versions"].get("libtpu")
+    made_by_libtpu = topologies.chip(row["topology"]) is not None
+    row["libtpu"] = record["versions"].get("libtpu") if made_by_libtpu else None
     if not record["fits"]:
         return row | {"why": record["why"]}
     found = [
