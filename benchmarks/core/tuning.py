@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.core.comparison import Comparison
 from benchmarks.core.methods import MethodSpec, Table, parse_method
-from benchmarks.core.records import Record
+from benchmarks.core.records import Record, read_records
 from benchmarks.core.runs import Progress, complete
 
 SEED = 1000
@@ -28,7 +28,7 @@ def tune(
 
     Trials are kept in `tuning.db` (SQLite) in the comparison's folder, and each one's run as a
     record: a search that was interrupted goes on where it was, one with enough trials only returns
-    what it found.
+    what it found. Without the database the records say what was tried.
 
     Args:
         name: The method's, in the table.
@@ -47,9 +47,14 @@ def tune(
     import optuna
 
     study = _study(comparison.folder, name)
+    search = table[name].search
+    if not study.get_trials():
+        for record in read_records(comparison.folder).values():
+            config = record["config"]
+            if (config["method"].partition(":")[0], config["seed"]) == (name, seed):
+                study.add_trial(_tried(record, search, error(record)))
     done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
     work = sum(comparison.parts((parse_method(name, table), seed)))
-    search = table[name].search
     with Progress(trials * work, min(done, trials) * work, unit) as progress:
         # A seed of its own for each trial: with one seed for all, a search that is resumed would
         # draw its first trials again.
@@ -69,6 +74,25 @@ def tune(
             trial.set_user_attr("method", spec.label)
             study.tell(trial, float("inf") if found is None else found)
     return parse_method(study.best_trial.user_attrs["method"], table)
+
+
+def _tried(record: Record, search: Mapping[str, tuple[float, float]], error: float | None) -> Any:
+    """Returns a record's run as a trial, whose settings have the three digits that ran."""
+    from optuna.distributions import FloatDistribution
+    from optuna.trial import create_trial
+
+    config = record["config"]
+    spans = {key: FloatDistribution(low, high, log=True) for key, (low, high) in search.items()}
+    settings = {
+        key: min(max(config["hyperparameters"][key], span.low), span.high)
+        for key, span in spans.items()
+    }
+    return create_trial(
+        params=settings,
+        distributions=spans,
+        value=float("inf") if error is None else error,
+        user_attrs={"method": config["method"]},
+    )
 
 
 def found(folder: Path, table: Table) -> dict[str, Any]:

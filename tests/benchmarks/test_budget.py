@@ -127,7 +127,8 @@ def test_the_command_searches_then_compares(tmp_path, capsys):
     norms = [entry["perturbation_norm"] for entry in record["epochs"]]
     assert norms[:3] == [0, 0, 0]
     assert norms[3] > 0
-    # Repeated, nothing is trained again.
+    # Repeated, nothing is trained again; nor where the search has its records alone.
+    (tmp_path / "tuning" / "tuning.db").unlink()
     path = tmp_path / "runs" / "base_seed0.json"
     before = path.stat().st_mtime_ns
     assert command.main(argv) == 0
