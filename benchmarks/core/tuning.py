@@ -76,7 +76,7 @@ def tune(
     return parse_method(study.best_trial.user_attrs["method"], table)
 
 
-def _tried(record: Record, search: Mapping[str, tuple[float, float]], error: float | None) -> Any:
+def _tried(record: Record, search: Mapping[str, Any], error: float | None) -> Any:
     """Returns a record's run as a trial, whose settings have the three digits that ran."""
     from optuna.distributions import FloatDistribution
     from optuna.trial import create_trial

@@ -133,6 +133,7 @@ def test_the_command_searches_then_compares(tmp_path, capsys):
     before = path.stat().st_mtime_ns
     assert command.main(argv) == 0
     assert path.stat().st_mtime_ns == before
+    assert len(list((tmp_path / "tuning" / "runs").iterdir())) == 4
 
 
 def test_forecasts_share_a_budget_too(tmp_path, capsys, monkeypatch):
