@@ -89,7 +89,7 @@ def _tried(record: Record, search: Mapping[str, Any], error: float | None) -> An
     }
     return create_trial(
         params=settings,
-        distributions=spans,
+        distributions={**spans},
         value=float("inf") if error is None else error,
         user_attrs={"method": config["method"]},
     )
