@@ -96,7 +96,7 @@ def _row(record: Record) -> Row:
     for item in found:
         kinds[item.kind] = kinds.get(item.kind, 0) + item.sent_bytes
     row |= {name: record[name] for name in ("flops", "temp_bytes", "argument_bytes")}
-    if record.get("peak_bytes"):
+    if record.get("peak_bytes") and made_by_libtpu:  # XLA's number for CPUs leaves out temporaries
         row["peak_bytes"] = record["peak_bytes"]
     row |= {
         "launches": sum(launches.values()),
