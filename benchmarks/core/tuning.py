@@ -45,14 +45,18 @@ def tune(
         The settings of the lowest error; of several the first found.
     """
     import optuna
+    from optuna.distributions import FloatDistribution
 
     study = _study(comparison.folder, name)
-    search = table[name].search
+    spans = {
+        key: FloatDistribution(low, high, log=True)
+        for key, (low, high) in table[name].search.items()
+    }
     if not study.get_trials():
         for record in read_records(comparison.folder).values():
-            config = record["config"]
-            if (config["method"].partition(":")[0], config["seed"]) == (name, seed):
-                study.add_trial(_tried(record, search, error(record)))
+            spec = parse_method(record["config"]["method"], table)
+            if (spec.name, record["config"]["seed"]) == (name, seed):
+                study.add_trial(_tried(spec, spans, error(record)))
     done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
     work = sum(comparison.parts((parse_method(name, table), seed)))
     with Progress(trials * work, min(done, trials) * work, unit) as progress:
@@ -61,38 +65,34 @@ def tune(
         for index in range(done, trials):
             study.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=index)
             if index < len(starts):
-                study.enqueue_trial({key: starts[index][key] for key in search})
-            trial = study.ask()
-            drawn = {
-                key: trial.suggest_float(key, low, high, log=True)
-                for key, (low, high) in search.items()
-            }
+                study.enqueue_trial({key: starts[index][key] for key in spans})
+            trial = study.ask({**spans})
             # Three digits are in the label, and so they are what runs.
-            settings = (f"{key}={value:.3g}" for key, value in drawn.items())
+            settings = (f"{key}={value:.3g}" for key, value in trial.params.items())
             spec = parse_method(":".join([name, *settings]), table)
             found = error(complete(comparison, (spec, seed), progress))
             trial.set_user_attr("method", spec.label)
-            study.tell(trial, float("inf") if found is None else found)
+            study.tell(trial, _or_highest(found))
     return parse_method(study.best_trial.user_attrs["method"], table)
 
 
-def _tried(record: Record, search: Mapping[str, Any], error: float | None) -> Any:
-    """Returns a record's run as a trial, whose settings have the three digits that ran."""
-    from optuna.distributions import FloatDistribution
+def _tried(spec: MethodSpec, spans: Mapping[str, Any], error: float | None) -> Any:
+    """Returns a recorded run as a trial, whose settings have the three digits that ran."""
     from optuna.trial import create_trial
 
-    config = record["config"]
-    spans = {key: FloatDistribution(low, high, log=True) for key, (low, high) in search.items()}
     settings = {
-        key: min(max(config["hyperparameters"][key], span.low), span.high)
-        for key, span in spans.items()
+        key: min(max(spec.hyperparameters[key], span.low), span.high) for key, span in spans.items()
     }
     return create_trial(
         params=settings,
-        distributions={**spans},
-        value=float("inf") if error is None else error,
-        user_attrs={"method": config["method"]},
+        distributions=dict(spans),
+        value=_or_highest(error),
+        user_attrs={"method": spec.label},
     )
+
+
+def _or_highest(error: float | None) -> float:
+    return float("inf") if error is None else error
 
 
 def found(folder: Path, table: Table) -> dict[str, Any]:

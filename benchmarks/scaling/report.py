@@ -73,7 +73,8 @@ def write(folder: Path) -> str:
 
 
 def _key(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(config.get(name) for name in ("topology", "model", "layout", "method", "memory"))
+    names = ("topology", "model", "layout", "method")
+    return *(config[name] for name in names), config.get("memory")
 
 
 def _row(record: Record) -> Row:
