@@ -205,6 +205,9 @@ def test_verdicts_from_fixed_results(tmp_path, capsys):
             "late_25": base - 0.09,
         },
         "human": {BASE: base - 0.1, "sam": base - np.array([0.08, 0.081, 0.079])},
+        "human_few": {"early_25": base - 0.02, "late_25": base},
+        "vit": {"late_25": base, "every_4": base + 0.01},
+        "ETTh2": {"early_25": base, "late_25": base, "every_4": base},
     }
     for task, found in tasks.items():
         (tmp_path / task).mkdir()
@@ -221,6 +224,9 @@ def test_verdicts_from_fixed_results(tmp_path, capsys):
             verdicts[cells[2]] = (cells[0], cells[4])
     assert verdicts["clean: late_25 - every_4"] == ("i", "holds")
     assert verdicts["symmetric: early_25 - late_25"] == ("ii", "holds")
+    assert verdicts["human_few: early_25 - late_25"] == ("ii", "**fails**")
+    assert verdicts["vit: late_25 - every_4"] == ("i", "**fails**")
+    assert not any(where.startswith("ETTh2") for where in verdicts)
     assert verdicts["clean: late_25_quarter - sam"] == ("iii", "holds")
     assert verdicts["clean: stale_plus - stale_minus"] == ("iv", "**fails**")
     assert verdicts["clean: sam - base"] == ("vi", "not resolved")
