@@ -3,6 +3,7 @@
     python -m benchmarks.budget --data path/to/cifar10 --task clean
     python -m benchmarks.budget --data path/to/cifar10 --task human --methods base,sam,late_25
     python -m benchmarks.budget --task airports
+    python -m benchmarks.budget --data path/to/cifar10 --task human --model resnet18
     python -m benchmarks.budget.map runs/budget-*
 
 Every method gets the same number of gradient evaluations, which its share of ascents makes more
@@ -48,6 +49,7 @@ class Configuration(Command):
     train_images: int = 5000
     validation_images: int = 2000
     test_images: int = 2000
+    model: str | None = None  # The classifier's name; by default the task's.
     width: float = 1.0  # Multiplies the classifier's channels.
     shift: int = 1  # Training images are shifted at random by up to so many pixels.
     batch_size: int | None = None  # By default 128 images or 32 windows.
@@ -58,6 +60,11 @@ class Configuration(Command):
         self.at_least(0, "shift")
         self.at_least(1, "budget", "seeds", "trials", "batch_size")
         self.at_least(1, "train_images", "validation_images", "test_images")
+        if self.model is not None and TASKS[self.task].series is not None:
+            raise ValueError(
+                f"--model {self.model!r} classifies images, and --task {self.task} forecasts with "
+                "a network of its own: leave --model out."
+            )
 
 
 def _comparisons(arguments: Configuration, folder: Path) -> tuple[Budgeted, Budgeted]:
@@ -75,7 +82,8 @@ def _comparisons(arguments: Configuration, folder: Path) -> tuple[Budgeted, Budg
         )
     sizes = arguments.train_images, arguments.validation_images, arguments.test_images
     dataset, searched = split(load(arguments.data), task, *sizes)
-    told |= {"width": arguments.width, "shift": arguments.shift, "model": task.model}
+    model = arguments.model or task.model
+    told |= {"width": arguments.width, "shift": arguments.shift, "model": model}
     training = Training(batch_size=arguments.batch_size or 128, **told)
     return (
         BudgetedImages(training, dataset, folder),

@@ -136,6 +136,17 @@ def test_the_command_searches_then_compares(tmp_path, capsys):
     assert len(list((tmp_path / "tuning" / "runs").iterdir())) == 4
 
 
+def test_another_network_may_be_named(tmp_path, capsys):
+    argv = ["--methods", "base", "--trials", "1", "--seeds", "1", "--budget", "1"]
+    argv += ["--train-images", "64", "--validation-images", "20", "--test-images", "20"]
+    assert command.main([*argv, "--model", "vit", "--width", "0.25", "--out", str(tmp_path)]) == 0
+    assert "mirrored; vit x0.25" in " ".join(capsys.readouterr().out.split())
+    assert command.main(["--task", "ETTh2", "--model", "vit"]) == 2
+    assert "--model 'vit' classifies images" in capsys.readouterr().err
+    assert command.main([*argv, "--model", "nothing", "--out", str(tmp_path / "none")]) == 2
+    assert "no such model" in capsys.readouterr().err
+
+
 def test_forecasts_share_a_budget_too(tmp_path, capsys, monkeypatch):
     whole = command.load_series("airports", Path())
     short = dataclasses.replace(whole, values=whole.values[:3000], ends=(2000, 2500, 3000))
